@@ -1,0 +1,66 @@
+# minivllm: `make book` and `make test` are all there is to know; `make help` lists the rest.
+
+# The first Python that is new enough; `make PYTHON=python3.12 book` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && exit; \
+	done; echo python3)
+VENV ?= .venv
+PORT ?= 8000
+# More options for pip, for example an index with CPU-only PyTorch builds (see README.md).
+PIP_ARGS ?=
+# More options for pytest, for example: make test PYTEST_ARGS='-x -k scheduler'
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
+
+BIN := $(VENV)/bin
+SITE := _build/html
+SETUP := $(VENV)/.stamp-model
+ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test lab serve lint clean distclean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | \
+		while IFS="$$(printf '\t')" read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+book: $(SETUP) ## Set up if needed, then build the site in _build/html
+	@$(ENV) $(BIN)/jupyter-book build . $(BOOK_ARGS)
+	@printf '\nThe book: %s\n' "$(CURDIR)/$(SITE)/index.html"
+
+test: $(SETUP) ## Set up if needed, then run every test
+	@$(ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lab: $(SETUP) ## Open the book's notebooks in JupyterLab
+	@$(ENV) $(BIN)/jupyter lab book
+
+serve: book ## Build the site and serve it on http://localhost:8000
+	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+lint: $(SETUP) ## Check style and types (ruff, mypy)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+setup: $(SETUP) ## Make the virtual environment and install everything in it
+
+clean: ## Remove the built site and the caches, keep the environment
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the virtual environment too
+	rm -rf .venv
+
+# Each step leaves a stamp, so a second run does nothing and an interrupted one resumes.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-requirements: requirements.txt pyproject.toml $(VENV)/.stamp-venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+$(SETUP): tools/get_model.py $(VENV)/.stamp-requirements
+	$(BIN)/python tools/get_model.py $(PIP_ARGS)
+	@touch $@

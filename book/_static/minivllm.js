@@ -1,0 +1,137 @@
+/* Draws the Plotly figures of a page (see minivllm/viz/offline.py for where they come from).
+ *
+ * No network, no CDN: plotly.min.js and the templates (minivllm-theme.js) lie beside this file, are
+ * fetched when the first figure comes near the screen, and shared by all pages. Pages without
+ * figures load neither. Works from disk (file://) too.
+ */
+(() => {
+  "use strict";
+
+  const here = document.currentScript.src;
+  const NARROW = 600; // px of figure width below which the layout changes
+  let library = null; // a promise: Plotly and the templates, once asked for
+
+  const load = (name) =>
+    new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = new URL(name, here).href;
+      script.onload = resolve;
+      script.onerror = () => reject(new Error("could not load " + script.src));
+      document.head.append(script);
+    });
+
+  const ready = () => (library ??= Promise.all([load("plotly.min.js"), load("minivllm-theme.js")]));
+
+  const isDark = () => document.documentElement.dataset.theme === "dark";
+
+  /* The figure's JSON names light colours; on a dark page each becomes its dark twin. */
+  const figureFor = (element, dark) => {
+    const source = element.querySelector('script[type="application/json"]').textContent;
+    const { lightToDark } = window.minivllmTheme;
+    const text = dark
+      ? source.replace(/#[0-9a-f]{6}\b/gi, (hex) => lightToDark[hex.toLowerCase()] ?? hex)
+      : source;
+    return JSON.parse(text);
+  };
+
+  /* What a phone needs: smaller type, thin margins, a title that wraps. */
+  const narrowed = (layout, width) => {
+    const title = typeof layout.title === "string" ? { text: layout.title } : layout.title;
+    const next = {
+      ...layout,
+      font: { ...layout.font, size: 12 },
+      margin: { ...layout.margin, l: 40, r: 8 },
+    };
+    if (title?.text) {
+      const text = wrap(title.text, Math.floor(width / 8));
+      const lines = text.split("<br>").length;
+      next.title = { ...title, text, font: { ...title.font, size: 14 } };
+      next.margin.t = (layout.margin?.t ?? 56) + 18 * (lines - 1);
+    }
+    return next;
+  };
+
+  const wrap = (text, columns) => {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      const line = lines[lines.length - 1];
+      if (line && line.length + word.length + 1 > columns) lines.push(word);
+      else lines[lines.length - 1] = line ? line + " " + word : word;
+    }
+    return lines.join("<br>");
+  };
+
+  const draw = async (element) => {
+    await ready();
+    const dark = isDark();
+    const figure = figureFor(element, dark);
+    let plot = element.querySelector(".mv-plot");
+    if (plot) window.Plotly.purge(plot);
+    else {
+      plot = document.createElement("div");
+      plot.className = "mv-plot";
+      element.append(plot);
+    }
+    const height = Number(element.dataset.height);
+    plot.style.height = height + "px";
+    const width = element.clientWidth;
+    const isNarrow = width < NARROW;
+    const layout = isNarrow ? narrowed(figure.layout, width) : figure.layout;
+    layout.template = window.minivllmTheme[dark ? "dark" : "light"];
+    layout.height = height;
+    await window.Plotly.newPlot(plot, {
+      data: figure.data,
+      layout,
+      config: { ...figure.config, displayModeBar: isNarrow ? false : "hover" },
+      frames: figure.frames,
+    });
+    element.dataset.drawn = dark ? "dark" : "light";
+    element.dataset.narrow = isNarrow;
+  };
+
+  const fail = (element, error) => {
+    element.classList.add("mv-failed");
+    element.append("This figure could not be drawn: " + error.message);
+    console.error(error);
+  };
+
+  const start = () => {
+    const figures = [...document.querySelectorAll(".mv-figure")];
+    if (!figures.length) return;
+    const drawn = new Set();
+    const redraw = (element) => draw(element).catch((error) => fail(element, error));
+
+    const near = new IntersectionObserver(
+      (entries) => {
+        for (const { isIntersecting, target } of entries) {
+          if (!isIntersecting || drawn.has(target)) continue;
+          near.unobserve(target);
+          drawn.add(target);
+          redraw(target);
+        }
+      },
+      { rootMargin: "600px" },
+    );
+    figures.forEach((element) => near.observe(element));
+
+    new MutationObserver(() => {
+      const now = isDark() ? "dark" : "light";
+      for (const element of drawn) if (element.dataset.drawn !== now) redraw(element);
+    }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+
+    /* Plotly follows the width by itself; only crossing the narrow limit needs a new layout. */
+    const sizes = new ResizeObserver((entries) => {
+      for (const { target } of entries) {
+        const isNarrow = String(target.clientWidth < NARROW);
+        if (target.dataset.narrow && target.clientWidth && target.dataset.narrow !== isNarrow) {
+          target.dataset.narrow = isNarrow;
+          redraw(target);
+        }
+      }
+    });
+    figures.forEach((element) => sizes.observe(element));
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();

@@ -1,0 +1,1 @@
+"""Figures of what the scheduler does: colours, the offline Plotly renderer, the drawings."""
