@@ -1,0 +1,50 @@
+"""What the scheduler hands to the model runner, and to the caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minivllm.core.request import Request
+from minivllm.core.stats import StepStats
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """The plan of one step (vllm/v1/core/sched/output.py:181).
+
+    The tokens of a request in this step are those at positions
+    `[num_computed_tokens - n, num_computed_tokens)`: `schedule()` has counted them in already.
+    A request whose `num_computed_tokens` has thereby reached `num_tokens` gets a token sampled.
+    """
+
+    step: int
+    stats: StepStats
+    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens of each request, in the order of scheduling: RUNNING first, then the admitted."""
+    total_num_scheduled_tokens: int = 0
+    scheduled_new_reqs: list[Request] = field(default_factory=list)
+    """Admitted for the first time."""
+    scheduled_resumed_reqs: list[Request] = field(default_factory=list)
+    """Admitted again after a preemption."""
+    scheduled_running_reqs: list[Request] = field(default_factory=list)
+    new_block_ids: dict[str, list[int]] = field(default_factory=dict)
+    """Whole block table of the new and the resumed; what was appended, of the running."""
+    preempted_req_ids: list[str] = field(default_factory=list)
+    finished_req_ids: set[str] = field(default_factory=set)
+    """Finished since the last step: the runner can drop their state."""
+    blocks_to_swap_out: list[tuple[int, int]] = field(default_factory=list)
+    """(GPU block, CPU block) copies to make first."""
+    blocks_to_swap_in: list[tuple[int, int]] = field(default_factory=list)
+    """(CPU block, GPU block) copies to make next, before the forward pass."""
+
+
+@dataclass(slots=True)
+class EngineCoreOutput:
+    """What one step gave one request (vllm/v1/engine/__init__.py)."""
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: str | None = None
+    """`stop`, `length` or `abort`; None while it goes on."""
+    stop_reason: int | str | None = None
+    """The stop token or string that ended it; None for EOS."""
