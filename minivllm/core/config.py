@@ -84,6 +84,11 @@ class SchedulerConfig:
     admission_control: bool = True
     """Refuse a request that can never fit. Off, it waits forever (and, FCFS, so do the others)."""
 
+    keep_unwritten_hashes: bool = False
+    """As vLLM 0.22.1: a request preempted in the very step that was to fill its blocks leaves
+    their hashes behind, and a later request may be served keys and values that nobody wrote.
+    Off, those hashes are withdrawn; conformance runs turn it on."""
+
     def __post_init__(self) -> None:
         for name in ("num_gpu_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs"):
             check_int(name, getattr(self, name), 1)
@@ -97,6 +102,7 @@ class SchedulerConfig:
             "enable_chunked_prefill",
             "reserve_full_prompt",
             "admission_control",
+            "keep_unwritten_hashes",
         ):
             check_bool(name, getattr(self, name))
 

@@ -160,7 +160,8 @@ class KVCacheManager:
 
         A request preempted after it was scheduled in the same step (PRIORITY can choose such a
         victim) has published blocks that no forward pass will write. vLLM 0.22.1 leaves their
-        hashes in place (scheduler.py:472, block_pool.py:419).
+        hashes in place: vllm/v1/core/sched/scheduler.py:462 takes the victim out of the step, and
+        vllm/v1/core/block_pool.py:419 frees its blocks hash and all.
         """
         blocks = self.req_to_blocks.get(request.request_id, [])
         for block in blocks[request.num_computed_tokens // self.block_size :]:

@@ -85,9 +85,7 @@ class Request:
                     f"got {token_id!r}"
                 )
         if isinstance(priority, bool) or not isinstance(priority, int):
-            raise ValueError(
-                f"request {request_id}: priority must be an integer, got {priority!r}"
-            )
+            raise ValueError(f"request {request_id}: priority must be an integer, got {priority!r}")
         params = sampling_params if sampling_params is not None else SamplingParams()
 
         self.request_id = request_id

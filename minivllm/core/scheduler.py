@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from minivllm.core.block_pool import KVCacheBlock
 from minivllm.core.config import SchedulerConfig, check_choice
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
@@ -299,9 +300,9 @@ class Scheduler:
                 break
             request = self.waiting.peek_request()
             swapped_out = request.num_computed_tokens > 0
-            if swapped_out:
-                new_computed_blocks, num_cached_tokens = [], 0
-            else:
+            new_computed_blocks: list[KVCacheBlock] = []
+            num_cached_tokens = 0
+            if not swapped_out:
                 new_computed_blocks, num_cached_tokens = manager.get_computed_blocks(request)
 
             # All known tokens, not the prompt alone: a resumed request has output to recompute.
@@ -356,7 +357,8 @@ class Scheduler:
         """
         output.scheduled_running_reqs.remove(victim)
         output.new_block_ids.pop(victim.request_id, None)
-        self.kv_cache_manager.uncache_uncomputed_blocks(victim)
+        if not self.config.keep_unwritten_hashes:
+            self.kv_cache_manager.uncache_uncomputed_blocks(victim)
         if self.recorder:
             self.recorder.unscheduled(victim)
         return output.num_scheduled_tokens.pop(victim.request_id)

@@ -223,11 +223,10 @@ class History:
             num_steps = len(self.steps)
         if not 0 <= num_steps <= len(self.steps):
             raise ValueError(f"the run has {len(self.steps)} steps, not {num_steps}")
-        times = [step["time"] for step in self.steps]
-        clock = (lambda: times[min(scheduler.step, len(times) - 1)] or 0.0) if any(
-            time is not None for time in times
-        ) else None  # fmt: skip
-        scheduler = Scheduler(config or self.config, record=True, clock=clock)
+        times = [step["time"] for step in self.steps if step["time"] is not None]
+        scheduler = Scheduler(config or self.config, record=True)
+        if times:
+            scheduler.clock = lambda: times[min(scheduler.step, len(times) - 1)]
         if select_victim is not None:
             scheduler.select_victim = select_victim
         for step in self.steps[:num_steps]:
@@ -401,7 +400,8 @@ class SnapshotRecorder:
         """Blocks that admission asked for in vain."""
         config = self.scheduler.config
         manager = self.scheduler.kv_cache_manager
-        cached, num_cached_tokens = [], 0  # type: list[KVCacheBlock], int
+        cached: list[KVCacheBlock] = []
+        num_cached_tokens = 0
         if request.num_computed_tokens == 0:
             cached, num_cached_tokens = manager.get_computed_blocks(request)
         num_computed_tokens = request.num_computed_tokens + num_cached_tokens
@@ -521,7 +521,8 @@ class SnapshotRecorder:
                 block.block_hash.hex()[:12] if block.block_hash else None for block in blocks
             ],
             "free_queue": [
-                block.block_id for block in manager.block_pool.free_block_queue.get_all_free_blocks()
+                block.block_id
+                for block in manager.block_pool.free_block_queue.get_all_free_blocks()
             ],
         }
 
@@ -539,10 +540,9 @@ def _victim_keys(
     select_victim: VictimPolicy, running: Sequence[Request]
 ) -> tuple[str, list[list[Any]] | None]:
     """The name of a victim policy, and what it compares, for each candidate."""
-    for name, policy in VICTIM_POLICIES.items():
-        if policy is select_victim:
-            break
-    else:
+    names = {policy: name for name, policy in VICTIM_POLICIES.items()}
+    name = names.get(select_victim)
+    if name is None:
         return "custom", None
     keys: list[list[Any]] = []
     for index, request in enumerate(running):

@@ -162,7 +162,7 @@ class SchedulerStats:
         data = {
             name: value
             for name, value in vars(self).items()
-            if name.startswith("num_") or name.startswith("prefix_")
+            if name.startswith(("num_", "prefix_"))
         }
         data["avg_batch_size"] = self.avg_batch_size
         data["mean_kv_cache_usage"] = self.mean_kv_cache_usage
