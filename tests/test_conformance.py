@@ -1,0 +1,143 @@
+"""Our scheduler decides as vLLM 0.22.1 did; and the comparison can fail."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minivllm import conformance
+from minivllm.core import Scheduler
+from minivllm.core.kv_cache_manager import KVCacheManager
+
+TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-part.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def workloads():
+    return list(conformance.read_traces(TRACES))
+
+
+def test_every_recorded_decision_is_ours(workloads):
+    differences = {
+        index: str(difference)
+        for index, workload in enumerate(workloads)
+        if (difference := conformance.replay(workload))
+    }
+    assert len(workloads) == 160
+    assert differences == {}
+
+
+def test_the_traces_exercise_what_they_should(workloads):
+    configs = [workload["config"] for workload in workloads]
+    for knob in ("policy", "enable_prefix_caching", "enable_chunked_prefill",
+                 "reserve_full_prompt"):  # fmt: skip
+        assert len({config[knob] for config in configs}) == 2, knob
+    steps = [step for workload in workloads for step in workload["steps"]]
+    assert sum(len(step["preempted"]) for step in steps) > 1000
+    assert any(workload["aborts"] for workload in workloads)
+
+
+def test_recording_changes_no_decision(workloads):
+    assert [conformance.replay(workload, record=True) for workload in workloads[:20]] == [None] * 20
+
+
+@pytest.mark.parametrize(
+    "field", ["scheduled", "computed_after", "preempted", "running", "waiting", "block_ids",
+              "free_blocks", "sampled", "finished"]
+)  # fmt: skip
+def test_a_difference_in_any_field_is_found(workloads, field):
+    workload = copy.deepcopy(workloads[0])
+    step = next(i for i, step in enumerate(workload["steps"]) if step[field])
+    value = workload["steps"][step][field]
+    if isinstance(value, dict):
+        value["r-nobody"] = 1
+    elif isinstance(value, list):
+        value.append("r-nobody")
+    else:
+        workload["steps"][step][field] += 1
+    difference = conformance.replay(workload)
+    assert difference is not None
+    assert (difference.step, difference.field) == (step, field)
+    assert "ours" in str(difference) and "theirs" in str(difference)
+
+
+def wrong_victim(scheduler):
+    scheduler.select_victim = lambda running: running[0]
+
+
+def no_revival(manager, request):
+    return [], 0
+
+
+@pytest.mark.parametrize("fault", ["victim", "admission", "free_order", "cache"])
+def test_one_changed_line_is_found(workloads, monkeypatch, fault):
+    """Each fault is one plausible mistake; the traces must expose it."""
+    if fault == "victim":
+        original = Scheduler.__init__
+
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            wrong_victim(self)
+
+        monkeypatch.setattr(Scheduler, "__init__", init)
+    elif fault == "admission":  # admits even in a step that preempted
+        original_running = Scheduler._schedule_running
+
+        def schedule_running(self, output, budget):
+            left = original_running(self, output, budget)
+            if output.preempted_req_ids:
+                left = self._schedule_waiting(output, left)
+            return left
+
+        monkeypatch.setattr(Scheduler, "_schedule_running", schedule_running)
+    elif fault == "free_order":  # a request's first block is evicted first
+        def free(self, request):
+            self.block_pool.free_blocks(self.req_to_blocks.pop(request.request_id, []))
+            self.num_cached_block.pop(request.request_id, None)
+
+        monkeypatch.setattr(KVCacheManager, "free", free)
+    else:
+        monkeypatch.setattr(KVCacheManager, "get_computed_blocks", no_revival)
+    assert any(conformance.replay(workload) for workload in workloads)
+
+
+def run(*args):
+    command = [sys.executable, "-m", "minivllm.conformance", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_command_line(tmp_path, workloads):
+    good = tmp_path / "good.jsonl"
+    good.write_text("".join(json.dumps(workload) + "\n" for workload in workloads[:2]))
+    done = run(good)
+    assert (done.returncode, done.stdout) == (0, "2/2 workloads identical\n")
+
+    bad = copy.deepcopy(workloads[1])
+    bad["steps"][3]["free_blocks"] += 1
+    path = tmp_path / "bad.jsonl.gz"
+    with gzip.open(path, "wt") as lines:
+        lines.write(json.dumps(workloads[0]) + "\n" + json.dumps(bad) + "\n")
+    done = run(path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("1/2 workloads identical\n")
+    assert "workload 2, step 3, free_blocks" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("", "no workload"), ("{", "line 1: not JSON"), ("{}\n", "no 'config'"), (None, "cannot read")],
+)
+def test_bad_files_get_a_clear_error(tmp_path, content, complaint):
+    path = tmp_path / "traces.jsonl"
+    if content is not None:
+        path.write_text(content)
+    done = run(path)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
