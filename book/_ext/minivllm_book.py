@@ -100,12 +100,25 @@ def is_notebook(path: Path) -> bool:
 # --- math --------------------------------------------------------------------------------------
 
 
+ROWS = re.compile(r"\\(begin|end)\{(?:align|aligned|alignat|gather|gathered|split)\*?\}")
+EQUATION = re.compile(r"\\(?:begin|end)\{equation\*?\}")
+ENVIRONMENTS = {"align*", "array", "cases", *(f"{kind}matrix" for kind in ("", *"pbBvV"))}
+
+
 def mathml(latex: str, display: str, where: nodes.Node) -> str:
-    """LaTeX as a `<math>` element; on LaTeX that cannot be converted, a warning and the source."""
+    """LaTeX as a `<math>` element; what cannot be converted gives a warning, which CI refuses."""
     from latex2mathml.converter import convert
 
+    # Sphinx numbers a block as a whole, so the row-by-row numbers of `align` are left out.
+    latex = EQUATION.sub("", ROWS.sub(r"\\\1{align*}", latex)).strip()
     try:
-        return convert(latex, display=display)
+        unknown = set(re.findall(r"\\begin\{(.*?)\}", latex)) - ENVIRONMENTS
+        if unknown:
+            raise ValueError(f"unknown environment {', '.join(sorted(unknown))}")
+        result = convert(latex, display=display)
+        if "\\" in result:  # a command that the converter does not know stays as it was
+            raise ValueError("unknown command " + re.findall(r"\\\w*", result)[0])
+        return result
     except Exception as error:  # the converter's errors have no common base class
         logger.warning("cannot convert math %r: %r", latex, error, location=where)
         return f"<code>{html.escape(latex)}</code>"
@@ -117,12 +130,13 @@ def visit_math(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(self.starttag(node, "div", CLASS="math mv-math-block"))
+    self.body.append(self.starttag(node, "div", CLASS="mv-math-block"))
+    self.body.append(mathml(node.astext(), "block", node))
     if node.get("number"):
         self.body.append(f'<span class="eqno">({node["number"]})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    self.body.append(mathml(node.astext(), "block", node) + "</div>\n")
+    self.body.append("</div>\n")
     raise nodes.SkipNode
 
 
@@ -172,6 +186,7 @@ def write_shared_files(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect all of the above to the build."""
+    app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it for sphinx_comments
     app.add_html_math_renderer(
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None)
     )

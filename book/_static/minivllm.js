@@ -34,51 +34,23 @@
     return JSON.parse(text);
   };
 
-  /* What a phone needs: smaller type, thin margins, a title that wraps. */
-  const narrowed = (layout, width) => {
-    const title = typeof layout.title === "string" ? { text: layout.title } : layout.title;
-    const next = {
-      ...layout,
-      font: { ...layout.font, size: 12 },
-      margin: { ...layout.margin, l: 40, r: 8 },
-    };
-    if (title?.text) {
-      const text = wrap(title.text, Math.floor(width / 8));
-      const lines = text.split("<br>").length;
-      next.title = { ...title, text, font: { ...title.font, size: 14 } };
-      next.margin.t = (layout.margin?.t ?? 56) + 18 * (lines - 1);
-    }
-    return next;
-  };
-
-  const wrap = (text, columns) => {
-    const lines = [""];
-    for (const word of text.split(" ")) {
-      const line = lines[lines.length - 1];
-      if (line && line.length + word.length + 1 > columns) lines.push(word);
-      else lines[lines.length - 1] = line ? line + " " + word : word;
-    }
-    return lines.join("<br>");
-  };
+  /* What a phone needs: smaller type, thin margins. */
+  const narrowed = (layout) => ({
+    ...layout,
+    font: { ...layout.font, size: 12 },
+    margin: { ...layout.margin, l: 40, r: 8 },
+  });
 
   const draw = async (element) => {
     await ready();
     const dark = isDark();
     const figure = figureFor(element, dark);
-    let plot = element.querySelector(".mv-plot");
-    if (plot) window.Plotly.purge(plot);
-    else {
-      plot = document.createElement("div");
-      plot.className = "mv-plot";
-      element.append(plot);
-    }
-    const height = Number(element.dataset.height);
-    plot.style.height = height + "px";
-    const width = element.clientWidth;
-    const isNarrow = width < NARROW;
-    const layout = isNarrow ? narrowed(figure.layout, width) : figure.layout;
+    const plot = element.querySelector(".mv-plot");
+    const isNarrow = element.clientWidth < NARROW;
+    const layout = isNarrow ? narrowed(figure.layout) : figure.layout;
     layout.template = window.minivllmTheme[dark ? "dark" : "light"];
-    layout.height = height;
+    layout.height = Number(element.dataset.height);
+    window.Plotly.purge(plot);
     await window.Plotly.newPlot(plot, {
       data: figure.data,
       layout,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Any
 
 import plotly.graph_objects as go
@@ -49,7 +50,9 @@ def figure_html(figure: dict[str, Any]) -> str:
     it would be told nothing.
     """
     layout = {key: value for key, value in figure.get("layout", {}).items() if key != "template"}
-    alt = (layout.get("meta") or {}).get("alt") or (layout.get("title") or {}).get("text")
+    title = layout.pop("title", None) or {}  # HTML draws it: it wraps on a phone, Plotly's does not
+    heading, below = title.get("text", ""), (title.get("subtitle") or {}).get("text", "")
+    alt = (layout.get("meta") or {}).get("alt") or plain_text(heading)
     if not alt:
         raise ValueError(
             "the figure has no description: give it a title, or show it with "
@@ -61,13 +64,23 @@ def figure_html(figure: dict[str, Any]) -> str:
     if figure.get("frames"):
         payload["frames"] = figure["frames"]
     text = html.escape(alt, quote=True)
+    if heading:
+        small = f"<small>{html.escape(plain_text(below))}</small>" if below else ""
+        head = f'<p class="mv-figure-title">{html.escape(plain_text(heading))}{small}</p>'
+    else:
+        head = ""
     # "<" is escaped inside the JSON so that no string in it can end the <script> element.
     data = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return (
-        f'<div class="mv-figure" role="figure" aria-label="{text}" style="min-height:{height}px" '
-        f'data-height="{height}"><script type="application/json">{data}</script>'
+        f'<div class="mv-figure" role="figure" aria-label="{text}" data-height="{height}">'
+        f'{head}<div class="mv-plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
         f"<noscript>Interactive figure (needs JavaScript): {text}</noscript></div>"
     )
+
+
+def plain_text(text: str) -> str:
+    """Plotly's pseudo-HTML without its tags, a line break as a space."""
+    return re.sub(r"<[^>]*>", "", re.sub(r"<br ?/?>", " ", text))
 
 
 def install() -> None:

@@ -86,8 +86,8 @@ def light_to_dark() -> dict[str, str]:
 def template(palette: Palette, *, transparent: bool = True) -> dict[str, Any]:
     """A Plotly template as plain data: fonts, axes, margins, hover labels, colours.
 
-    `transparent` leaves the page's own background showing (in the book); off, the figure brings its
-    own paper (in a notebook, whose background is not ours).
+    `transparent` is for the book's pages: their background shows, and the title stands above the
+    figure as HTML. Off, for a notebook, the figure brings its own paper and has room for its title.
     """
     swap = light_to_dark() if palette is DARK else {}
     background = "rgba(0,0,0,0)" if transparent else palette.paper
@@ -109,10 +109,16 @@ def template(palette: Palette, *, transparent: bool = True) -> dict[str, Any]:
             "paper_bgcolor": background,
             "plot_bgcolor": background,
             "colorway": [swap.get(color, color) for color in CATEGORICAL],
-            "margin": {"l": 56, "r": 16, "t": 56, "b": 48},
+            "margin": {"l": 56, "r": 16, "t": 24 if transparent else 88, "b": 48},
             "xaxis": axis,
             "yaxis": axis,
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "legend": {
+                "orientation": "h",
+                "traceorder": "normal",
+                "x": 0,
+                "y": 1.02,
+                "yanchor": "bottom",
+            },
             "hoverlabel": {"font": {"family": FONT}, "align": "left"},
             "sliderdefaults": {
                 "bgcolor": palette.free,
