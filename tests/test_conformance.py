@@ -64,7 +64,8 @@ def test_a_difference_in_any_field_is_found(workloads, field):
     difference = conformance.replay(workload)
     assert difference is not None
     assert (difference.step, difference.field) == (step, field)
-    assert "ours" in str(difference) and "theirs" in str(difference)
+    assert "ours" in str(difference)
+    assert "theirs" in str(difference)
 
 
 def wrong_victim(scheduler):
@@ -97,6 +98,7 @@ def test_one_changed_line_is_found(workloads, monkeypatch, fault):
 
         monkeypatch.setattr(Scheduler, "_schedule_running", schedule_running)
     elif fault == "free_order":  # a request's first block is evicted first
+
         def free(self, request):
             self.block_pool.free_blocks(self.req_to_blocks.pop(request.request_id, []))
             self.num_cached_block.pop(request.request_id, None)
@@ -131,7 +133,12 @@ def test_command_line(tmp_path, workloads):
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("", "no workload"), ("{", "line 1: not JSON"), ("{}\n", "no 'config'"), (None, "cannot read")],
+    [
+        ("", "no workload"),
+        ("{", "line 1: not JSON"),
+        ("{}\n", "no 'config'"),
+        (None, "cannot read"),
+    ],
 )
 def test_bad_files_get_a_clear_error(tmp_path, content, complaint):
     path = tmp_path / "traces.jsonl"
