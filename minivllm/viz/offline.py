@@ -28,7 +28,11 @@ from minivllm.viz.theme import LIGHT, template
 
 NAME = "minivllm"
 DEFAULT_HEIGHT = 420  # px; the page keeps this much room, so that nothing jumps when a figure draws
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["lasso2d", "select2d"],
+}
 
 
 class OfflineRenderer(MimetypeRenderer):
@@ -73,7 +77,8 @@ def figure_html(figure: dict[str, Any]) -> str:
     data = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return (
         f'<div class="mv-figure" role="figure" aria-label="{text}" data-height="{height}">'
-        f'{head}<div class="mv-plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
+        f'{head}<div class="mv-plot" style="height:{height}px"></div>'
+        f'<script type="application/json">{data}</script>'
         f"<noscript>Interactive figure (needs JavaScript): {text}</noscript></div>"
     )
 

@@ -1,0 +1,136 @@
+"""Fixtures for the built book: the site on localhost, and a browser that may reach nothing else.
+
+The browser is any Chromium there is: $CHROMIUM, one on the PATH, in a usual place, or Playwright's
+own. Without one these tests are skipped, unless MINIVLLM_REQUIRE_BROWSER=1 makes that a failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Playwright, Request, Route
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "_build" / "html"
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+HOW_TO_GET_ONE = (
+    "no Chromium: install one (Debian, Ubuntu: apt-get install chromium; anywhere: "
+    "python -m playwright install chromium), or set CHROMIUM to its path"
+)
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    """Playwright itself, running."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium_path(playwright: Playwright) -> str:
+    """A Chromium to drive; skips the test, or fails it where a browser is required."""
+    candidates = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES), *CHROMIUM_PLACES]
+    for candidate in [*candidates, playwright.chromium.executable_path]:
+        if candidate and Path(candidate).exists():
+            return candidate
+    if os.environ.get("MINIVLLM_REQUIRE_BROWSER") == "1":
+        pytest.fail(HOW_TO_GET_ONE)
+    pytest.skip(HOW_TO_GET_ONE)
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright, chromium_path: str) -> Iterator[Browser]:
+    """One headless browser for all tests."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    browser = playwright.chromium.launch(
+        executable_path=chromium_path, args=["--no-sandbox"] if is_root else []
+    )
+    yield browser
+    browser.close()
+
+
+def newest_source() -> float:
+    """When something that the site is built from last changed."""
+    folders = {"book": "*", "minivllm": "*.py"}
+    paths = [path for folder, glob in folders.items() for path in (ROOT / folder).rglob(glob)]
+    paths += [ROOT / name for name in ("_config.yml", "_toc.yml", "requirements.txt")]
+    hidden = {"__pycache__", ".ipynb_checkpoints"}
+    return max(p.stat().st_mtime for p in paths if p.is_file() and not hidden & set(p.parts))
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The built site's folder; builds it if it is missing or older than its sources."""
+    stamp = SITE / ".built"
+    if not stamp.exists() or stamp.stat().st_mtime < newest_source():
+        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(ROOT)]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+        )
+        assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
+        assert stamp.exists(), f"the build wrote no site:\n{done.stdout}\n{done.stderr}"
+    return SITE
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a line for each request."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def site_url(site: Path) -> Iterator[str]:
+    """The site's address on localhost, with a slash at its end."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that can reach localhost and files only.
+
+    The test fails at its end if the page asked for anything else, or logged an error.
+    """
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    problems: list[str] = []
+
+    def guard(route: Route, request: Request) -> None:
+        if request.url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            problems.append(f"asked the network for {request.url}")
+            route.abort()
+
+    context.route("**/*", guard)
+    page.on("console", lambda m: m.type == "error" and problems.append(f"console: {m.text}"))
+    page.on("pageerror", lambda error: problems.append(f"uncaught: {error}"))
+    page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status}: {r.url}"))
+    yield page
+    context.close()
+    assert not problems, "\n".join(problems)
