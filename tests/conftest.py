@@ -81,7 +81,8 @@ def site() -> Path:
     """The built site's folder; builds it if it is missing or older than its sources."""
     stamp = SITE / ".built"
     if not stamp.exists() or stamp.stat().st_mtime < newest_source():
-        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(ROOT)]
+        build = "from jupyter_book.cli.main import main; main()"
+        command = [sys.executable, "-c", build, "build", str(ROOT)]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
