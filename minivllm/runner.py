@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,17 +34,17 @@ class ModelRunner:
         self.block_tables: dict[str, list[int]] = {}
         shape = model.config
         head_shape = (config.block_size, shape.num_key_value_heads, shape.head_dim)
-        self.kv_caches = torch.zeros(
+        self.kv_caches = _zeros(
             (shape.num_hidden_layers, 2, config.num_gpu_blocks + 1, *head_shape),
-            dtype=model.dtype,
-            device=model.device,
+            model.dtype,
+            model.device,
         )
         num_cpu_blocks = config.num_cpu_blocks if config.preemption_mode == "swap" else 0
-        self.cpu_kv_caches = torch.zeros(
-            (num_cpu_blocks, shape.num_hidden_layers, 2, *head_shape),
-            dtype=model.dtype,
-            pin_memory=num_cpu_blocks > 0 and model.device != "cpu",
+        self.cpu_kv_caches = _zeros(
+            (num_cpu_blocks, shape.num_hidden_layers, 2, *head_shape), model.dtype, "cpu"
         )
+        if num_cpu_blocks and model.device != "cpu":
+            self.cpu_kv_caches = self.cpu_kv_caches.pin_memory()
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> tuple[list[Request], Tensor]:
@@ -124,3 +126,16 @@ class ModelRunner:
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.model.device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Zeros that, on a CPU, take up memory only where they are written (`calloc`).
+
+    They have to be numbers: attention multiplies what lies in unwritten slots by 0.
+    """
+    if device != "cpu" or 0 in shape:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    nbytes = math.prod(shape) * dtype.itemsize
+    data = np.zeros(nbytes + 64, dtype=np.uint8)
+    start = -data.ctypes.data % 64  # where vector instructions want it to begin
+    return torch.from_numpy(data[start : start + nbytes]).view(dtype).view(shape)
