@@ -45,12 +45,12 @@ def sampled_token(request_index: int, num_output_tokens: int) -> int:
 def trace_config(config: dict[str, Any]) -> SchedulerConfig:
     """The knobs of a trace, under our names.
 
-    Two of our safeguards are off. The traces begin behind vLLM's front door, so no request is
-    refused; and vLLM keeps the hashes of blocks that a preemption left unwritten.
+    Our safeguards are off. The traces begin behind vLLM's front door, so no request is refused;
+    and where vLLM should not be followed (`SchedulerConfig.keep_upstream_bugs`), we follow it.
     """
     knobs = dict(config)
     knobs["num_gpu_blocks"] = knobs.pop("num_usable_blocks")
-    return SchedulerConfig(admission_control=False, keep_unwritten_hashes=True, **knobs)
+    return SchedulerConfig(admission_control=False, keep_upstream_bugs=True, **knobs)
 
 
 def replay(workload: dict[str, Any], *, record: bool = False) -> Difference | None:

@@ -275,7 +275,7 @@ def test_swap_without_room_recomputes():
     assert scheduler.stats.num_recomputed_tokens == 8 + 12  # r2, and r1 a block later
 
 
-def run_with_unwritten_blocks(keep_unwritten_hashes):
+def run_with_unwritten_blocks(keep_upstream_bugs):
     """A long prompt is cut by the threshold; the step that fills its next blocks preempts it."""
     scheduler = make(
         num_gpu_blocks=9,
@@ -286,7 +286,7 @@ def run_with_unwritten_blocks(keep_unwritten_hashes):
         policy="priority",
         enable_prefix_caching=True,
         reserve_full_prompt=False,
-        keep_unwritten_hashes=keep_unwritten_hashes,
+        keep_upstream_bugs=keep_upstream_bugs,
     )
     model = ShadowModel(scheduler, vocabulary=50)
     arrivals = {0: request("low", 16, 1, priority=1), 2: request("high", 1, 4, priority=0)}
@@ -300,10 +300,33 @@ def run_with_unwritten_blocks(keep_unwritten_hashes):
 
 def test_unwritten_blocks_are_not_served():
     """vLLM 0.22.1 serves them: by its rule the same run reads a slot that nobody wrote."""
-    scheduler = run_with_unwritten_blocks(keep_unwritten_hashes=False)
+    scheduler = run_with_unwritten_blocks(keep_upstream_bugs=False)
     assert any(events(snapshot, "unscheduled") for snapshot in scheduler.history.steps)
     with pytest.raises((AssertionError, KeyError)):
-        run_with_unwritten_blocks(keep_unwritten_hashes=True)
+        run_with_unwritten_blocks(keep_upstream_bugs=True)
+
+
+def two_equals_that_take_turns(victim):
+    """Two long prompts of equal priority and arrival time; the cache holds either, not both."""
+    scheduler = make(
+        num_gpu_blocks=8,
+        block_size=16,
+        max_model_len=128,
+        long_prefill_token_threshold=32,
+        policy="priority",
+        reserve_full_prompt=False,
+        victim=victim,
+    )
+    for id_ in ("r0", "r1"):
+        scheduler.add_request(request(id_, 100, 4, arrival_time=0.0))
+    return scheduler
+
+
+def test_equals_do_not_preempt_each_other_for_ever():
+    scheduler = two_equals_that_take_turns("priority")
+    run(scheduler, limit=20)
+    with pytest.raises(AssertionError, match="does not end"):
+        run(two_equals_that_take_turns("priority_as_upstream"), limit=500)
 
 
 # --- prefix caching -----------------------------------------------------------------------

@@ -84,10 +84,15 @@ class SchedulerConfig:
     admission_control: bool = True
     """Refuse a request that can never fit. Off, it waits forever (and, FCFS, so do the others)."""
 
-    keep_unwritten_hashes: bool = False
-    """As vLLM 0.22.1: a request preempted in the very step that was to fill its blocks leaves
-    their hashes behind, and a later request may be served keys and values that nobody wrote.
-    Off, those hashes are withdrawn; conformance runs turn it on."""
+    keep_upstream_bugs: bool = False
+    """Decide as vLLM 0.22.1 to the letter, for conformance runs, where it should not be followed:
+
+    - a request preempted in the very step that was to fill its blocks leaves their hashes
+      behind, and a later one may be served keys and values that nobody wrote
+      (`KVCacheManager.uncache_uncomputed_blocks`);
+    - of two running requests with equal priority and arrival time, the older is the victim, and
+      the two can preempt each other for ever (`victim.priority_as_upstream`).
+    """
 
     def __post_init__(self) -> None:
         for name in ("num_gpu_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs"):
@@ -102,7 +107,7 @@ class SchedulerConfig:
             "enable_chunked_prefill",
             "reserve_full_prompt",
             "admission_control",
-            "keep_unwritten_hashes",
+            "keep_upstream_bugs",
         ):
             check_bool(name, getattr(self, name))
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from minivllm.core.block_pool import KVCacheBlock
-from minivllm.core.config import SchedulerConfig, check_choice
+from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus, check_stop
 from minivllm.core.request_queue import create_request_queue
 from minivllm.core.snapshot import History, SnapshotRecorder
 from minivllm.core.stats import SchedulerStats, StepStats
-from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy
+from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy, victim_policy_name
 
 
 class Scheduler:
@@ -55,9 +55,7 @@ class Scheduler:
             config.enable_prefix_caching,
             config.num_cpu_blocks if config.preemption_mode == "swap" else 0,
         )
-        victim = config.victim or ("priority" if config.policy == "priority" else "last_admitted")
-        check_choice("victim", victim, tuple(VICTIM_POLICIES))
-        self.select_victim: VictimPolicy = VICTIM_POLICIES[victim]
+        self.select_victim: VictimPolicy = VICTIM_POLICIES[victim_policy_name(config)]
         """Replace it to try another policy."""
 
         self.step = 0
@@ -357,7 +355,7 @@ class Scheduler:
         """
         output.scheduled_running_reqs.remove(victim)
         output.new_block_ids.pop(victim.request_id, None)
-        if not self.config.keep_unwritten_hashes:
+        if not self.config.keep_upstream_bugs:
             self.kv_cache_manager.uncache_uncomputed_blocks(victim)
         if self.recorder:
             self.recorder.unscheduled(victim)

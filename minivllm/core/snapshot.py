@@ -17,7 +17,7 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
-from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy
+from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy, priority_key
 
 if TYPE_CHECKING:
     from minivllm.core.scheduler import Scheduler
@@ -547,8 +547,8 @@ def _victim_keys(
     keys: list[list[Any]] = []
     for index, request in enumerate(running):
         key: Any = index
-        if name == "priority":
-            key = [request.priority, request.arrival_time]
+        if name in ("priority", "priority_as_upstream"):
+            key = list(priority_key(request))
         elif name == "least_computed":
             key = request.num_computed_tokens
         keys.append([request.request_id, key])
