@@ -1,0 +1,53 @@
+"""Steppers: one view of the scheduler, fed by a kernel, by the reader's browser, or by a recording.
+
+Standard library only, except `SchedulerStepper` (needs anywidget), which loads on first use: the
+same files run in Pyodide.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minivllm.stepper.scenario import (
+        Scenario,
+        ScenarioError,
+        ScenarioRequest,
+        with_arrival_pattern,
+    )
+    from minivllm.stepper.scenarios import SCENARIOS
+    from minivllm.stepper.session import StepperSession, record
+    from minivllm.stepper.widget import SchedulerStepper
+
+_HOME = {
+    "Scenario": "scenario",
+    "ScenarioError": "scenario",
+    "ScenarioRequest": "scenario",
+    "with_arrival_pattern": "scenario",
+    "SCENARIOS": "scenarios",
+    "StepperSession": "session",
+    "record": "session",
+    "SchedulerStepper": "widget",
+}
+
+__all__ = [
+    "SCENARIOS",
+    "Scenario",
+    "ScenarioError",
+    "ScenarioRequest",
+    "SchedulerStepper",
+    "StepperSession",
+    "record",
+    "with_arrival_pattern",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'minivllm.stepper' has no attribute {name!r}")
+    return getattr(import_module(f"minivllm.stepper.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

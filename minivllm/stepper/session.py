@@ -1,0 +1,429 @@
+"""A scenario being stepped: messages in, snapshots out. The same class in a kernel and in Pyodide.
+
+A session has a `main` branch and at most one `fork`. Each message is a JSON object with a `type`;
+each answer says `ok`, and either what is new or a list of errors. An answer with `ok: false`
+changed nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from minivllm.core import History, RequestStatus, Scheduler, Snapshot
+from minivllm.core.output import SchedulerOutput
+from minivllm.stepper.explain import explain, names
+from minivllm.stepper.fork import change_config
+from minivllm.stepper.scenario import (
+    LIMITS,
+    Checker,
+    Scenario,
+    ScenarioError,
+    ScenarioRequest,
+    check_all_prompt_tokens,
+    check_pattern,
+    parse_json,
+    sampled_token_id,
+    shown,
+    with_arrival_pattern,
+)
+
+MAX_STEPS_A_MESSAGE = 1_000
+MAX_STEPS = 5_000
+MAX_CELLS = 2_000_000
+"""Blocks and requests, times steps, that a branch records: some hundred megabytes."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What a reader did by hand before a step: an added request, or an abort."""
+
+    step: int
+    add: ScenarioRequest | None = None
+    abort: str | None = None
+
+
+class Branch:
+    """One run: a scheduler, the requests still to arrive, and what was done by hand.
+
+    Args:
+        scenario: the knobs and the arrivals.
+        interventions: done by hand in an earlier run of it, to be repeated.
+    """
+
+    def __init__(
+        self, name: str, scenario: Scenario, interventions: tuple[Intervention, ...] = ()
+    ) -> None:
+        self.name = name
+        self.scenario = scenario
+        self.interventions = list(interventions)
+        self.fork_point: dict[str, Any] | None = None
+        """Of a fork: `{"step": ..., "knobs": {...}}`, where it left main and what changed."""
+        self.scheduler = Scheduler(scenario.scheduler_config(), record=True)
+        self.sentences: list[list[str]] = []
+        self.stuck = False
+        # Stable: requests of the same step arrive in the order in which they are listed.
+        self._arrivals = sorted(scenario.requests, key=lambda request: request.arrival_step)
+        self._num_arrived = 0
+
+    @property
+    def history(self) -> History:
+        """The snapshots so far."""
+        return self.scheduler.history
+
+    @property
+    def steps(self) -> list[Snapshot]:
+        """The snapshots so far."""
+        return self.scheduler.history.steps
+
+    @property
+    def done(self) -> bool:
+        """Nothing unfinished, and nobody left to arrive."""
+        return not (self._pending() or self.scheduler.has_unfinished_requests())
+
+    def _pending(self) -> bool:
+        """Whether anything will come from outside in a later step."""
+        return self._num_arrived < len(self._arrivals) or any(
+            item.step >= self.scheduler.step for item in self.interventions
+        )
+
+    @property
+    def max_steps(self) -> int:
+        """How many steps this branch may record."""
+        config = self.scheduler.config
+        num_requests = len(self.scenario.requests) + len(self.interventions)
+        cells = config.num_gpu_blocks + config.num_cpu_blocks + num_requests
+        return min(MAX_STEPS, MAX_CELLS // cells)
+
+    def notice(self) -> str | None:
+        """Why the run does not go on though it is not done; None if it does."""
+        if self.stuck:
+            head = self.steps[-1]["waiting"][0]
+            return (
+                f"Stuck: {head} heads the queue and can never be admitted, nobody is running and "
+                f"nobody else will come. Turn admission_control on, or give it what it needs."
+            )
+        if len(self.steps) >= self.max_steps and not self.done:
+            return (
+                f"{len(self.steps)} steps are recorded, as many as a run with "
+                f"{self.scheduler.config.num_gpu_blocks} blocks may have. Lower num_gpu_blocks or "
+                f"the number of requests, or reset."
+            )
+        return None
+
+    def step(self) -> bool:
+        """Run one step; False, and nothing done, if the run is over, stuck or at its limit."""
+        if self.done or self.stuck or len(self.steps) >= self.max_steps:
+            return False
+        scheduler, now = self.scheduler, self.scheduler.step
+        while self._num_arrived < len(self._arrivals):
+            request = self._arrivals[self._num_arrived]
+            if request.arrival_step > now:
+                break
+            scheduler.add_request(request.make_request(self.scenario.seed))
+            self._num_arrived += 1
+        for item in self.interventions:
+            if item.step == now:
+                self._intervene(item)
+        output = scheduler.schedule()
+        scheduler.update_from_output(output, self._sample(output))
+        snapshot = self.steps[-1]
+        told = explain(snapshot, scheduler.config)
+        if self.fork_point is not None and self.fork_point["step"] == now:
+            told.insert(0, self._told_fork())
+        self.sentences.append(told)
+        # A step that neither schedules nor preempts changes nothing: the next would be the same.
+        self.stuck = (
+            not snapshot["scheduled"]
+            and not output.preempted_req_ids
+            and scheduler.has_unfinished_requests()
+            and not self._pending()
+        )
+        return True
+
+    def run(self, num_steps: int) -> None:
+        """Run until `num_steps` steps are recorded, or until the run ends."""
+        while len(self.steps) < num_steps and self.step():
+            pass
+
+    def turn_knobs(self, knobs: dict[str, Any]) -> None:
+        """Make this branch a fork: from the next step on it runs under other knobs.
+
+        Raises:
+            ScenarioError: if one of them cannot change in mid-run.
+        """
+        change_config(self.scheduler, **knobs)
+        self.fork_point = {"step": len(self.steps), "knobs": knobs}
+        self.stuck = False
+
+    def _told_fork(self) -> str:
+        assert self.fork_point is not None
+        old, knobs = self.scenario.scheduler_config().to_dict(), self.fork_point["knobs"]
+        turned = [f"{name} is {shown(knobs[name])} (was {shown(old[name])})" for name in knobs]
+        return f"The fork begins: {', '.join(turned) or 'no knob is turned'}."
+
+    def _intervene(self, item: Intervention) -> None:
+        if item.add is not None:
+            self.scheduler.add_request(item.add.make_request(self.scenario.seed))
+        elif item.abort is not None:
+            self.scheduler.finish_requests(item.abort, RequestStatus.FINISHED_ABORTED)
+
+    def _sample(self, output: SchedulerOutput) -> dict[str, int]:
+        """A token for each request whose last known token this step computes."""
+        sampled = {}
+        for request_id in output.num_scheduled_tokens:
+            request = self.scheduler.requests[request_id]
+            if request.num_computed_tokens == request.num_tokens:
+                sampled[request_id] = sampled_token_id(self.scenario.seed, request)
+        return sampled
+
+    def intervene(self, item: Intervention) -> None:
+        """Do something by hand before the next step."""
+        self.interventions.append(item)
+        self.stuck = False
+
+    def living(self) -> list[str]:
+        """Ids that can be aborted now: the unfinished, and those about to arrive by hand."""
+        ids = list(self.scheduler.requests)
+        for item in self.interventions:
+            if item.step == self.scheduler.step:
+                if item.add is not None:
+                    ids.append(item.add.request_id)
+                elif item.abort in ids:
+                    ids.remove(item.abort)
+        return ids
+
+    def all_requests(self) -> list[ScenarioRequest]:
+        """Everyone that arrives in this run, by the scenario and by hand."""
+        return [*self.scenario.requests, *(item.add for item in self.interventions if item.add)]
+
+
+class StepperSession:
+    """Answers a view's messages (`handle`, or `handle_json` where only text gets through).
+
+    Messages, each with an `id` that its answer repeats:
+
+    - `open` (scenario): start anew.
+    - `step` (branch, count).
+    - `reset` (branch): main goes back to step 0 and forgets what was done by hand; its knobs
+      stay. The fork goes back to where it left.
+    - `set_knobs` (knobs): main runs again from step 0 under these knobs, as far as it was, with
+      what was done by hand repeated at its steps.
+    - `set_arrivals` (pattern): the same with another arrival pattern (`ARRIVAL_PATTERNS`).
+    - `add_request` (branch, request) and `abort` (branch, request_id): before the next step.
+    - `fork` (step, knobs): a second branch. The first `step` steps are main's; from there it
+      runs under the changed knobs (what can change in mid-run: `fork.change_config`), with the
+      same later arrivals.
+    - `export` (branch): the history.
+
+    The fork ends when main is opened, reset, or run again: it would not share its past.
+    """
+
+    def __init__(self) -> None:
+        self.branches: dict[str, Branch] = {}
+        self._arrivals_as_written: tuple[ScenarioRequest, ...] = ()
+
+    @property
+    def main(self) -> Branch:
+        """The main branch.
+
+        Raises:
+            ScenarioError: before `open`.
+        """
+        return self._branch({})
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def handle_json(self, text: str) -> str:
+        """`handle` on JSON text; whatever comes in, a JSON answer comes out."""
+        try:
+            message = parse_json(text)
+        except ScenarioError as error:
+            answer: dict[str, Any] = {"id": None, "ok": False, "errors": error.errors}
+        else:
+            answer = self.handle(message)
+        return json.dumps(answer, separators=(",", ":"))
+
+    def handle(self, message: object) -> dict[str, Any]:
+        """Answer one message; never raises for what the message says."""
+        if not isinstance(message, Mapping):
+            error = {"field": "", "message": f"a message is an object, got {shown(message)}"}
+            return {"id": None, "ok": False, "errors": [error]}
+        id_ = message.get("id")
+        if not isinstance(id_, (int, str)):
+            id_ = None
+        try:
+            type_ = message.get("type")
+            if not isinstance(type_, str) or type_ not in MESSAGES:
+                fail("type", f"unknown message {shown(type_)}; known are {', '.join(MESSAGES)}")
+            checker = Checker()
+            checker.mapping(message, "", ("id", "type", *MESSAGES[type_]))
+            checker.done()
+            answer = getattr(self, f"_on_{type_}")(message)
+        except ScenarioError as error:
+            return {"id": id_, "ok": False, "errors": error.errors}
+        return {"id": id_, "ok": True, **answer}
+
+    def _on_open(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        scenario = message.get("scenario")
+        if not isinstance(scenario, Scenario):
+            scenario = Scenario.from_dict(scenario)
+        self._arrivals_as_written = scenario.requests
+        self.branches = {"main": Branch("main", scenario)}
+        return self._answer(self.main, 0, scenario=True)
+
+    def _on_step(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch = self._branch(message)
+        count = message.get("count", 1)
+        if type(count) is not int or not 1 <= count <= MAX_STEPS_A_MESSAGE:
+            fail("count", f"must be an integer from 1 to {MAX_STEPS_A_MESSAGE}, got {shown(count)}")
+        before = len(branch.steps)
+        branch.run(before + count)
+        return self._answer(branch, before)
+
+    def _on_reset(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch = self._branch(message)
+        if branch.fork_point is not None:
+            return self._on_fork(branch.fork_point)
+        self.branches = {"main": Branch("main", branch.scenario)}
+        return self._answer(self.main, 0, scenario=True)
+
+    def _on_set_knobs(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return self._run_again(self.main.scenario.with_knobs(**_knobs(message)))
+
+    def _on_set_arrivals(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        as_written = replace(self.main.scenario, requests=self._arrivals_as_written)
+        pattern = check_pattern(message.get("pattern"))
+        return self._run_again(with_arrival_pattern(as_written, **pattern))
+
+    def _on_add_request(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch = self._branch(message)
+        now = branch.scheduler.step
+        request = ScenarioRequest.from_dict(message.get("request"), default_arrival_step=now)
+        others = branch.all_requests()
+        checker = Checker()
+        if request.request_id in {other.request_id for other in others}:
+            checker.error(
+                "request.request_id", f"{shown(request.request_id)} is taken already in this run"
+            )
+        if request.arrival_step < now:
+            checker.error(
+                "request.arrival_step",
+                f"must be at least {now}, the next step, got {request.arrival_step}",
+            )
+        if len(others) >= LIMITS["requests"][1]:
+            checker.error("request", f"at most {LIMITS['requests'][1]} requests in a run")
+        check_all_prompt_tokens(checker, [*others, request], "request.num_prompt_tokens")
+        checker.done()
+        branch.intervene(Intervention(request.arrival_step, add=request))
+        return self._answer(branch, len(branch.steps))
+
+    def _on_abort(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch = self._branch(message)
+        request_id = message.get("request_id")
+        living = branch.living()
+        if request_id not in living:
+            known = names(living) or "there is none"
+            fail("request_id", f"{shown(request_id)} is no unfinished request: {known}")
+        branch.intervene(Intervention(branch.scheduler.step, abort=request_id))
+        return self._answer(branch, len(branch.steps))
+
+    def _on_fork(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        main, step = self.main, message.get("step")
+        if type(step) is not int or not 0 <= step <= len(main.steps):
+            fail("step", f"must be an integer from 0 to {len(main.steps)}, got {shown(step)}")
+        # The scheduler is deterministic: run again, it stands where main stood.
+        fork = Branch("fork", main.scenario, tuple(main.interventions))
+        fork.run(step)
+        fork.turn_knobs(_knobs(message))
+        self.branches["fork"] = fork
+        return self._answer(fork, 0)
+
+    def _on_export(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch = self._branch(message)
+        answer: dict[str, Any] = {"branch": branch.name, "history": branch.history.to_dict()}
+        if branch.fork_point is not None:
+            answer["fork"] = branch.fork_point
+        return answer
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def _branch(self, message: Mapping[str, Any]) -> Branch:
+        name = message.get("branch", "main")
+        if not self.branches:
+            fail("type", "no scenario is open: send open first")
+        if not isinstance(name, str) or name not in self.branches:
+            fail("branch", f"no branch {shown(name)}; there is {', '.join(self.branches)}")
+        return self.branches[name]
+
+    def _run_again(self, scenario: Scenario) -> dict[str, Any]:
+        main = self.main
+        branch = Branch("main", scenario, tuple(main.interventions))
+        branch.run(len(main.steps))
+        self.branches = {"main": branch}
+        return self._answer(branch, 0, scenario=True)
+
+    def _answer(self, branch: Branch, first_step: int, scenario: bool = False) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "branch": branch.name,
+            "config": branch.scheduler.config.to_dict(),
+            "first_step": first_step,
+            "steps": branch.steps[first_step:],
+            "sentences": branch.sentences[first_step:],
+            "done": branch.done,
+            "stuck": branch.stuck,
+            "notice": branch.notice(),
+        }
+        if scenario:
+            answer["scenario"] = branch.scenario.to_dict()
+        if branch.fork_point is not None:
+            answer["fork"] = branch.fork_point
+        return answer
+
+
+MESSAGES: dict[str, tuple[str, ...]] = {
+    "open": ("scenario",),
+    "step": ("branch", "count"),
+    "reset": ("branch",),
+    "set_knobs": ("knobs",),
+    "set_arrivals": ("pattern",),
+    "add_request": ("branch", "request"),
+    "abort": ("branch", "request_id"),
+    "fork": ("step", "knobs"),
+    "export": ("branch",),
+}
+"""Each message, and what it may hold beside `id` and `type`."""
+
+
+def fail(field: str, message: str) -> NoReturn:
+    """Raise a `ScenarioError` with one problem."""
+    raise ScenarioError([{"field": field, "message": message}])
+
+
+def _knobs(message: Mapping[str, Any]) -> dict[str, Any]:
+    checker = Checker()
+    knobs = checker.knobs(message.get("knobs", {}), "")
+    checker.done()
+    return knobs
+
+
+def record(scenario: Scenario, max_steps: int | None = None) -> dict[str, Any]:
+    """Run a scenario to its end, or for `max_steps` steps, as JSON for a page to embed.
+
+    Returns:
+        `scenario`, `config` (all knobs), `history` (`History.to_dict()`), `sentences` (a list
+        for each step), `done`, `stuck` and `notice`, as in a session's answers.
+    """
+    branch = Branch("main", scenario)
+    branch.run(branch.max_steps if max_steps is None else max_steps)
+    return {
+        "scenario": scenario.to_dict(),
+        "config": branch.scheduler.config.to_dict(),
+        "history": branch.history.to_dict(),
+        "sentences": branch.sentences,
+        "done": branch.done,
+        "stuck": branch.stuck,
+        "notice": branch.notice(),
+    }
