@@ -69,8 +69,7 @@ def browser(playwright: Playwright, chromium_path: str) -> Iterator[Browser]:
 
 def newest_source() -> float:
     """When something that the site is built from last changed."""
-    folders = {"book": "*", "minivllm": "*.py"}
-    paths = [path for folder, glob in folders.items() for path in (ROOT / folder).rglob(glob)]
+    paths = [path for folder in ("book", "minivllm") for path in (ROOT / folder).rglob("*")]
     paths += [ROOT / name for name in ("_config.yml", "_toc.yml", "requirements.txt")]
     hidden = {"__pycache__", ".ipynb_checkpoints"}
     return max(p.stat().st_mtime for p in paths if p.is_file() and not hidden & set(p.parts))

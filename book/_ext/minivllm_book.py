@@ -56,9 +56,12 @@ def prepare_kernels(app: Sphinx, config: Config) -> None:
 
 
 def code_fingerprint() -> str:
-    """A hash of the engine's code and the pinned versions: what a notebook's output depends on."""
+    """A hash of the package's files and the pinned versions: what a notebook's output depends on."""
     digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "minivllm").rglob("*.py")), ROOT / "requirements.txt"]:
+    files = [path for path in sorted((ROOT / "minivllm").rglob("*")) if path.is_file()]
+    for path in [*files, ROOT / "requirements.txt"]:
+        if "__pycache__" in path.parts:
+            continue
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
