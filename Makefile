@@ -31,7 +31,9 @@ test: $(SETUP) ## Set up if needed, then run every test
 	@$(ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lab: $(SETUP) ## Open the book's notebooks in JupyterLab
-	@$(ENV) $(BIN)/jupyter lab book
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@cp tools/lab-overrides.json $(VENV)/share/jupyter/lab/settings/overrides.json
+	@$(ENV) $(BIN)/jupyter lab --notebook-dir=book $(LAB_ARGS)
 
 serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)

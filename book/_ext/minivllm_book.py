@@ -56,7 +56,7 @@ def prepare_kernels(app: Sphinx, config: Config) -> None:
 
 
 def code_fingerprint() -> str:
-    """A hash of the package's files and the pinned versions: what a notebook's output depends on."""
+    """A hash of the package and the pinned versions: what a notebook's output depends on."""
     digest = hashlib.sha256()
     files = [path for path in sorted((ROOT / "minivllm").rglob("*")) if path.is_file()]
     for path in [*files, ROOT / "requirements.txt"]:
