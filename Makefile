@@ -17,11 +17,11 @@ SETUP := $(VENV)/.stamp-model
 ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve lint clean distclean
+.PHONY: help setup book test lab serve lint upstream-check clean distclean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | \
-		while IFS="$$(printf '\t')" read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | \
+		while IFS="$$(printf '\t')" read -r target text; do printf '  make %-15s %s\n' "$$target" "$$text"; done
 
 book: $(SETUP) ## Set up if needed, then build the site in _build/html
 	@$(ENV) $(BIN)/jupyter-book build . $(BOOK_ARGS)
@@ -42,6 +42,9 @@ serve: book ## Build the site and serve it on http://localhost:8000
 lint: $(SETUP) ## Check style and types (ruff, mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+upstream-check: $(SETUP) ## Check every cited line of vLLM against its files (100 MB)
+	@$(BIN)/python tools/check_upstream.py
 
 setup: $(SETUP) ## Make the virtual environment and install everything in it
 

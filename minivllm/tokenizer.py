@@ -271,7 +271,7 @@ class IncrementalDetokenizer:
     A token can end in the middle of a character: text is held back until the character is whole.
     So `text` only ever grows, and never shows half a character.
 
-    Source: vllm/v1/engine/detokenizer.py:31, vllm/tokenizers/detokenizer_utils.py.
+    Source: vllm/v1/engine/detokenizer.py:30, vllm/tokenizers/detokenizer_utils.py.
     """
 
     def __init__(

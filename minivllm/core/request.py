@@ -17,7 +17,7 @@ from minivllm.core.stats import RequestMetrics
 class RequestStatus(IntEnum):
     """Where a request stands. Everything after PREEMPTED is finished.
 
-    Source: vllm/v1/request.py:302, less the states that wait for grammars, remote KV
+    Source: vllm/v1/request.py:315, less the states that wait for grammars, remote KV
     caches and streamed input.
     """
 
@@ -143,7 +143,7 @@ class Request:
         self.all_token_ids.append(token_id)
 
     def __lt__(self, other: Request) -> bool:
-        """Who runs first under `priority` (vllm/v1/request.py:286)."""
+        """Who runs first under `priority` (vllm/v1/request.py:301)."""
         return self.sort_key() < other.sort_key()
 
     def sort_key(self) -> tuple[int, float, str]:

@@ -116,7 +116,7 @@ class Scheduler:
 
         vLLM settles this in three places: at start-up (vllm/v1/core/kv_cache_utils.py:794, the
         cache holds one sequence of `max_model_len`), at the front door
-        (vllm/v1/engine/input_processor.py:397, the prompt is shorter than that) and in its
+        (vllm/v1/engine/input_processor.py:396, the prompt is shorter than that) and in its
         configuration (a prompt that may not be cut fits the budget).
         """
         config = self.config
@@ -229,7 +229,7 @@ class Scheduler:
         Returns:
             What is left of the budget.
 
-        Source: vllm/v1/core/sched/scheduler.py:363.
+        Source: vllm/v1/core/sched/scheduler.py:366.
         """
         threshold = self.config.long_prefill_token_threshold
         last_position = self.config.max_model_len - 1
