@@ -113,11 +113,12 @@ def _preemptions(
 
 def _preemption(event: dict[str, Any], config: SchedulerConfig | None) -> str:
     victim, for_request = event["request_id"], event["for_request_id"]
+    policy = event["victim_policy"].removesuffix("_as_upstream")
     who = {
         "last_admitted": "FCFS preempts the last running",
         "priority": "PRIORITY preempts the least urgent",
         "least_computed": "the policy preempts the one with the fewest computed tokens",
-    }.get(event["victim_policy"], "the policy preempts")
+    }.get(policy, "the policy preempts")
     if victim == for_request:
         alone = len(event["victim_keys"] or ()) == 1
         who = "no one else is running" if alone else who.replace("preempts", "picks")
@@ -142,9 +143,10 @@ def _preemption(event: dict[str, Any], config: SchedulerConfig | None) -> str:
 def _comparison(event: dict[str, Any]) -> str | None:
     """What the policy compared, where it compares more than the order of admission."""
     keys = event["victim_keys"]
-    if event["victim_policy"] not in ("priority", "least_computed") or not keys or len(keys) < 2:
+    policy = event["victim_policy"].removesuffix("_as_upstream")
+    if policy not in ("priority", "least_computed") or not keys or len(keys) < 2:
         return None
-    if event["victim_policy"] == "priority":
+    if policy == "priority":
         # Whoever has the largest key goes: show the end that decides.
         keys = sorted(keys, key=lambda pair: pair[1], reverse=True)
         listed = [f"{id_} ({key[0]}, {_number(key[1])})" for id_, key in keys]

@@ -22,7 +22,7 @@ from typing import Any
 
 from minivllm.core import KVCacheBlock, Scheduler, SchedulerConfig
 from minivllm.core.request_queue import create_request_queue
-from minivllm.core.victim import VICTIM_POLICIES
+from minivllm.core.victim import VICTIM_POLICIES, victim_policy_name
 from minivllm.stepper.scenario import Checker
 
 
@@ -67,9 +67,8 @@ def change_config(scheduler: Scheduler, **knobs: Any) -> SchedulerConfig:
     checker.done()
 
     scheduler.config = new
-    if (new.policy, new.victim) != (old.policy, old.victim):
-        default = "priority" if new.policy == "priority" else "last_admitted"
-        scheduler.select_victim = VICTIM_POLICIES[new.victim or default]
+    if victim_policy_name(new) != victim_policy_name(old):
+        scheduler.select_victim = VICTIM_POLICIES[victim_policy_name(new)]
     if new.policy != old.policy:
         waiting = list(scheduler.waiting)
         scheduler.waiting = create_request_queue(new.policy)

@@ -199,6 +199,29 @@ class Branch:
         """Everyone that arrives in this run, by the scenario and by hand."""
         return [*self.scenario.requests, *(item.add for item in self.interventions if item.add)]
 
+    def answer(self, first_step: int, scenario: bool = False) -> dict[str, Any]:
+        """The steps from `first_step` on, as JSON for a view.
+
+        Returns:
+            `branch`, `config` (all knobs), `first_step`, `steps` and their `sentences`, `done`,
+            `stuck`, `notice`; the `scenario` as it is now if asked for; `fork` if this is one.
+        """
+        answer: dict[str, Any] = {
+            "branch": self.name,
+            "config": self.scheduler.config.to_dict(),
+            "first_step": first_step,
+            "steps": self.steps[first_step:],
+            "sentences": self.sentences[first_step:],
+            "done": self.done,
+            "stuck": self.stuck,
+            "notice": self.notice(),
+        }
+        if scenario:
+            answer["scenario"] = self.scenario.to_dict()
+        if self.fork_point is not None:
+            answer["fork"] = self.fork_point
+        return answer
+
 
 class StepperSession:
     """Answers a view's messages (`handle`, or `handle_json` where only text gets through).
@@ -213,6 +236,8 @@ class StepperSession:
       what was done by hand repeated at its steps.
     - `set_arrivals` (pattern): the same with another arrival pattern (`ARRIVAL_PATTERNS`).
     - `add_request` (branch, request) and `abort` (branch, request_id): before the next step.
+    - `rewind` (branch, step): the branch's first `step` steps stay; what was done by hand later
+      than before that step is forgotten. For a view that has looked ahead of its reader.
     - `fork` (step, knobs): a second branch. The first `step` steps are main's; from there it
       runs under the changed knobs (what can change in mid-run: `fork.change_config`), with the
       same later arrivals.
@@ -272,7 +297,7 @@ class StepperSession:
             scenario = Scenario.from_dict(scenario)
         self._arrivals_as_written = scenario.requests
         self.branches = {"main": Branch("main", scenario)}
-        return self._answer(self.main, 0, scenario=True)
+        return self.main.answer(0, scenario=True)
 
     def _on_step(self, message: Mapping[str, Any]) -> dict[str, Any]:
         branch = self._branch(message)
@@ -281,14 +306,29 @@ class StepperSession:
             fail("count", f"must be an integer from 1 to {MAX_STEPS_A_MESSAGE}, got {shown(count)}")
         before = len(branch.steps)
         branch.run(before + count)
-        return self._answer(branch, before)
+        return branch.answer(before)
 
     def _on_reset(self, message: Mapping[str, Any]) -> dict[str, Any]:
         branch = self._branch(message)
         if branch.fork_point is not None:
             return self._on_fork(branch.fork_point)
         self.branches = {"main": Branch("main", branch.scenario)}
-        return self._answer(self.main, 0, scenario=True)
+        return self.main.answer(0, scenario=True)
+
+    def _on_rewind(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        branch, step = self._branch(message), message.get("step")
+        fork_point = branch.fork_point
+        first, last = fork_point["step"] if fork_point else 0, len(branch.steps)
+        if type(step) is not int or not first <= step <= last:
+            fail("step", f"must be an integer from {first} to {last}, got {shown(step)}")
+        kept = tuple(item for item in branch.interventions if item.step <= step)
+        again = Branch(branch.name, branch.scenario, kept)
+        again.run(first)
+        if fork_point is not None:
+            again.turn_knobs(fork_point["knobs"])
+        again.run(step)
+        self.branches[branch.name] = again
+        return again.answer(step)
 
     def _on_set_knobs(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return self._run_again(self.main.scenario.with_knobs(**_knobs(message)))
@@ -318,7 +358,7 @@ class StepperSession:
         check_all_prompt_tokens(checker, [*others, request], "request.num_prompt_tokens")
         checker.done()
         branch.intervene(Intervention(request.arrival_step, add=request))
-        return self._answer(branch, len(branch.steps))
+        return branch.answer(len(branch.steps))
 
     def _on_abort(self, message: Mapping[str, Any]) -> dict[str, Any]:
         branch = self._branch(message)
@@ -328,7 +368,7 @@ class StepperSession:
             known = names(living) or "there is none"
             fail("request_id", f"{shown(request_id)} is no unfinished request: {known}")
         branch.intervene(Intervention(branch.scheduler.step, abort=request_id))
-        return self._answer(branch, len(branch.steps))
+        return branch.answer(len(branch.steps))
 
     def _on_fork(self, message: Mapping[str, Any]) -> dict[str, Any]:
         main, step = self.main, message.get("step")
@@ -339,7 +379,7 @@ class StepperSession:
         fork.run(step)
         fork.turn_knobs(_knobs(message))
         self.branches["fork"] = fork
-        return self._answer(fork, 0)
+        return fork.answer(0)
 
     def _on_export(self, message: Mapping[str, Any]) -> dict[str, Any]:
         branch = self._branch(message)
@@ -363,30 +403,14 @@ class StepperSession:
         branch = Branch("main", scenario, tuple(main.interventions))
         branch.run(len(main.steps))
         self.branches = {"main": branch}
-        return self._answer(branch, 0, scenario=True)
-
-    def _answer(self, branch: Branch, first_step: int, scenario: bool = False) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "branch": branch.name,
-            "config": branch.scheduler.config.to_dict(),
-            "first_step": first_step,
-            "steps": branch.steps[first_step:],
-            "sentences": branch.sentences[first_step:],
-            "done": branch.done,
-            "stuck": branch.stuck,
-            "notice": branch.notice(),
-        }
-        if scenario:
-            answer["scenario"] = branch.scenario.to_dict()
-        if branch.fork_point is not None:
-            answer["fork"] = branch.fork_point
-        return answer
+        return branch.answer(0, scenario=True)
 
 
 MESSAGES: dict[str, tuple[str, ...]] = {
     "open": ("scenario",),
     "step": ("branch", "count"),
     "reset": ("branch",),
+    "rewind": ("branch", "step"),
     "set_knobs": ("knobs",),
     "set_arrivals": ("pattern",),
     "add_request": ("branch", "request"),
@@ -413,17 +437,8 @@ def record(scenario: Scenario, max_steps: int | None = None) -> dict[str, Any]:
     """Run a scenario to its end, or for `max_steps` steps, as JSON for a page to embed.
 
     Returns:
-        `scenario`, `config` (all knobs), `history` (`History.to_dict()`), `sentences` (a list
-        for each step), `done`, `stuck` and `notice`, as in a session's answers.
+        What a session's answer to `step` holds, with all steps, and the `scenario`.
     """
     branch = Branch("main", scenario)
     branch.run(branch.max_steps if max_steps is None else max_steps)
-    return {
-        "scenario": scenario.to_dict(),
-        "config": branch.scheduler.config.to_dict(),
-        "history": branch.history.to_dict(),
-        "sentences": branch.sentences,
-        "done": branch.done,
-        "stuck": branch.stuck,
-        "notice": branch.notice(),
-    }
+    return branch.answer(0, scenario=True)
