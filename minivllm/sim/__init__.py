@@ -1,0 +1,70 @@
+"""The simulator: the same scheduler under a simulated clock.
+
+    from minivllm.sim import OpenLoop, Scenario
+
+    scenario = Scenario(model="llama-3-8b", gpu="h100", workload=OpenLoop("chat", 20, duration=600))
+    print(scenario.run().table())
+
+Standard library only, figures and calibration apart. Read in this order: `simulate` (the loop),
+`cost` (what a step costs), `workload` (who asks for what), `results`, `scenario`, `sweep`.
+"""
+
+from __future__ import annotations
+
+from minivllm.sim.cost import CostModel, FittedCost, FixedCost, RooflineCost, StepLoad, roofline
+from minivllm.sim.hardware import HARDWARE, HardwareSpec, get_hardware
+from minivllm.sim.lengths import Constant, Empirical, LogNormal, UniformLength
+from minivllm.sim.models import MODELS, ModelSpec, get_model
+from minivllm.sim.results import SLO, LittlesLaw, RequestRecord, SimResult
+from minivllm.sim.scenario import Scenario
+from minivllm.sim.simulate import Simulation, simulate
+from minivllm.sim.sweep import pareto_front, read_results, sweep
+from minivllm.sim.workload import (
+    MIXES,
+    Arrival,
+    ClosedLoop,
+    Mix,
+    OpenLoop,
+    RequestClass,
+    Trace,
+    Workload,
+    get_mix,
+)
+
+__all__ = [
+    "HARDWARE",
+    "MIXES",
+    "MODELS",
+    "SLO",
+    "Arrival",
+    "ClosedLoop",
+    "Constant",
+    "CostModel",
+    "Empirical",
+    "FittedCost",
+    "FixedCost",
+    "HardwareSpec",
+    "LittlesLaw",
+    "LogNormal",
+    "Mix",
+    "ModelSpec",
+    "OpenLoop",
+    "RequestClass",
+    "RequestRecord",
+    "RooflineCost",
+    "Scenario",
+    "SimResult",
+    "Simulation",
+    "StepLoad",
+    "Trace",
+    "UniformLength",
+    "Workload",
+    "get_hardware",
+    "get_mix",
+    "get_model",
+    "pareto_front",
+    "read_results",
+    "roofline",
+    "simulate",
+    "sweep",
+]

@@ -1,0 +1,277 @@
+"""Many runs at once: every point of a grid, on all cores or on a cluster, and never twice.
+
+    rows = sweep({"rate": [5, 10, 20], "budget": [512, 2048]}, workload, path="sweep.csv")
+
+Points are independent, so any `concurrent.futures.Executor` will do: processes by default. On a
+cluster, with Dask (`pip install distributed`):
+
+    from dask.distributed import Client
+    with Client("tcp://scheduler:8786") as client:      # Client() alone: a local cluster
+        rows = sweep(grid, workload, executor=client.get_executor(), path="sweep.csv")
+
+The workers need `minivllm` installed, nothing else. Each finished point is written at once; run the
+same sweep again, and only what is missing is computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from minivllm.sim.results import SLO, merge_rows
+from minivllm.sim.scenario import Scenario
+from minivllm.sim.workload import Mix, Workload
+
+
+class SweepError(RuntimeError):
+    """Some points failed. The others are done, and written."""
+
+    def __init__(self, failures: dict[str, BaseException], rows: list[dict[str, Any]]) -> None:
+        first, error = next(iter(failures.items()))
+        super().__init__(f"{len(failures)} points failed; the first, {first}: {error}")
+        self.failures = failures
+        """Point, as text -> what was raised."""
+        self.rows = rows
+
+
+def grid_points(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of a grid's values.
+
+    Raises:
+        ValueError: if a name has no values.
+    """
+    for name, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(f"grid: {name} must hold a list of values, got {values!r}")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def point_key(scenario: Scenario, slo: SLO | None = None) -> str:
+    """A point's name in the results file: a hash of all that its result depends on."""
+    text = json.dumps([scenario.to_dict(), repr(scenario.workload), repr(slo)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _run(scenario: Scenario, slo: SLO | None, on_refused: str) -> dict[str, Any]:
+    """One point, in a worker."""
+    return scenario.summary(slo, on_refused=on_refused, max_records=20_000)
+
+
+def sweep(
+    grid: Mapping[str, Sequence[Any]],
+    workload: Workload,
+    *,
+    base: Scenario | None = None,
+    slo: SLO | None = None,
+    executor: Executor | None = None,
+    path: str | Path | None = None,
+    on_refused: str = "raise",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Simulate every point of a grid.
+
+    Args:
+        grid: name -> values to try. Names are those of `Scenario.with_`: its fields, the
+            scheduler's knobs, the workload's fields.
+        workload: traffic; the grid may change its rate and the like.
+        base: everything that the grid leaves as it is.
+        slo: adds `goodput` and `slo_attainment` to the rows.
+        executor: runs the points; it is not shut down. Default: a process for each core.
+        path: results file, `.csv` or `.parquet` (needs pyarrow). Points found there are not run
+            again; each new one is added as soon as it is done.
+        on_refused: as for `simulate`.
+        progress: show a bar, if tqdm is installed.
+
+    Returns:
+        One row for each point, in the grid's order: its values, then `SimResult.summary`.
+
+    Raises:
+        ValueError: on an unknown name or a bad value, before anything runs.
+        SweepError: if points failed, after all others are done.
+    """
+    scenario = (base or Scenario()).with_(workload=workload)
+    points = grid_points(grid)
+    scenarios = [scenario.with_(**point) for point in points]
+    for each in scenarios:
+        each.config()  # a point that cannot work stops the sweep before it starts
+    keys = [point_key(each, slo) for each in scenarios]
+    file = None if path is None else _ResultsFile(Path(path))
+    done = {} if file is None else file.rows
+    missing = {
+        key: (point, each)
+        for key, point, each in zip(keys, points, scenarios, strict=True)
+        if key not in done
+    }
+
+    failures: dict[str, BaseException] = {}
+    fresh: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        if executor is None and missing:
+            from concurrent.futures import ProcessPoolExecutor  # a browser has none
+
+            workers = min(len(missing), os.cpu_count() or 1)
+            executor = stack.enter_context(ProcessPoolExecutor(workers))
+        futures: dict[Future[dict[str, Any]], str] = {}
+        for key, (_, each) in missing.items():
+            assert executor is not None
+            futures[executor.submit(_run, each, slo, on_refused)] = key
+        num_done = len(points) - len(missing)
+        for future in _bar(as_completed(futures), len(points), num_done, progress):
+            key = futures[future]
+            point = missing[key][0]
+            try:
+                summary = future.result()
+            except Exception as error:
+                failures[str(point)] = error
+                continue
+            labels = {name: _label(value) for name, value in point.items()}
+            fresh[key] = {"key": key, **labels, **summary}
+            if file is not None:
+                file.append(fresh[key])
+    rows = [{**done, **fresh}[key] for key in keys if key in done or key in fresh]
+    if failures:
+        raise SweepError(failures, rows)
+    return rows
+
+
+def _label(value: Any) -> Any:
+    """A grid value as a cell of a table."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.name if isinstance(value, Mix) or hasattr(value, "name") else repr(value)
+
+
+def _bar(
+    futures: Iterable[Future[Any]], total: int, initial: int, progress: bool
+) -> Iterable[Future[Any]]:
+    if not progress:
+        return futures
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return futures
+    return tqdm(futures, total=total, initial=initial, desc="sweep", unit="run")
+
+
+class _ResultsFile:
+    """Rows by key, on disk after each one. One process writes: the one that sweeps."""
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"path {path.name}: must end in .csv or .parquet")
+        self.path = path
+        self.rows = {row["key"]: row for row in read_results(path)} if path.exists() else {}
+        self.columns = merge_rows(self.rows.values())
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row. A crash loses this one at most: a torn last line is dropped when read."""
+        self.rows[row["key"]] = row
+        columns = merge_rows([dict.fromkeys(self.columns), row])
+        if self.path.suffix == ".csv" and columns == self.columns and _ends_a_line(self.path):
+            text = _csv_text([row], columns, header=False)
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(text)  # one write: whole lines
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        self.columns = columns
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        if self.path.suffix == ".csv":
+            text = _csv_text(self.rows.values(), columns, header=True)
+            temporary.write_text(text, encoding="utf-8", newline="")
+        else:
+            pa, parquet = _pyarrow()
+            table = pa.Table.from_pylist(
+                [{column: r.get(column) for column in columns} for r in self.rows.values()]
+            )
+            parquet.write_table(table, temporary)
+        os.replace(temporary, self.path)
+
+
+def _ends_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _csv_text(rows: Iterable[dict[str, Any]], columns: list[str], *, header: bool) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        pyarrow = import_module("pyarrow")
+        parquet = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError("a .parquet results file needs pyarrow; or take .csv") from error
+    return pyarrow, parquet
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a results file, numbers as numbers. An unfinished last line is passed over."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return _pyarrow()[1].read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [
+        {column: _value(cell) for column, cell in row.items()}
+        for row in csv.DictReader(io.StringIO(whole))
+    ]
+
+
+def _value(cell: str) -> Any:
+    """A cell of a CSV file as what it was."""
+    if cell in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[cell]
+    try:
+        return float(cell) if any(c in cell for c in ".enfNI") else int(cell)
+    except ValueError:
+        return cell
+
+
+def pareto_front(
+    rows: Iterable[dict[str, Any]], x: str, y: str, *, more_x: bool = True, more_y: bool = False
+) -> list[dict[str, Any]]:
+    """The rows that no other row beats in both columns, in the order of `x`.
+
+    Args:
+        rows: e.g. what `sweep` returned.
+        x: a column, e.g. `output_throughput`; `more_x`: more of it is better.
+        y: another, e.g. `p99_ttft`; `more_y`: more of it is better.
+
+    Raises:
+        ValueError: if a row lacks a column.
+    """
+    candidates = []
+    for row in rows:
+        for column in (x, y):
+            if not isinstance(row.get(column), (int, float)):
+                raise ValueError(f"column {column!r} is not a number in every row")
+        if not (math.isnan(row[x]) or math.isnan(row[y])):
+            candidates.append(row)
+    # Best x first, and among equals best y: then a row counts if its y beats all before it.
+    candidates.sort(key=lambda r: (-r[x] if more_x else r[x], -r[y] if more_y else r[y]))
+    front: list[dict[str, Any]] = []
+    for row in candidates:
+        if not front or (row[y] > front[-1][y] if more_y else row[y] < front[-1][y]):
+            front.append(row)
+    return sorted(front, key=lambda row: row[x])

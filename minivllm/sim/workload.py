@@ -1,0 +1,505 @@
+"""Who asks for what, and when: arrivals, lengths, mixes, traces.
+
+A workload is a description; `start(seed)` makes a `Source` of it, from which the simulator takes
+one arrival after another. An hour of traffic needs no more memory than a minute's.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from minivllm.core.config import check_int
+from minivllm.sim.checks import check_number
+from minivllm.sim.lengths import (
+    Constant,
+    Length,
+    LogNormal,
+    UniformLength,
+    exponential,
+    gamma,
+    uniform,
+)
+from minivllm.sim.models import lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request, before anyone has seen it."""
+
+    time: float
+    """Seconds from the start."""
+    prompt_len: int
+    output_len: int
+    kind: str = ""
+    """What kind of request, for tables that tell the kinds apart."""
+    priority: int = 0
+    prefix_group: str = ""
+    """Requests of one group begin with the same `prefix_len` tokens."""
+    prefix_len: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("arrival", self.time, least=0)
+        check_int("prompt_len", self.prompt_len, 1)
+        check_int("output_len", self.output_len, 1)
+        check_int("prefix_len", self.prefix_len, 0)
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise ValueError(f"priority must be an integer, got {self.priority!r}")
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """A kind of request: how long its prompts and its outputs are."""
+
+    name: str
+    prompt: Length
+    output: Length
+    priority: int = 0
+    num_prefix_groups: int = 0
+    """Each request belongs to one of so many groups, e.g. system prompts; 0: to none."""
+    prefix_len: int = 0
+    """Tokens that a group shares; they come on top of `prompt`."""
+
+    def draw(self, time: float, rng: Random) -> Arrival:
+        """A request of this kind."""
+        group = ""
+        if self.num_prefix_groups:
+            group = f"{self.name}-{int(uniform(rng) * self.num_prefix_groups)}"
+        return Arrival(
+            time,
+            self.prompt.sample(rng) + (self.prefix_len if group else 0),
+            self.output.sample(rng),
+            self.name,
+            self.priority,
+            group,
+            self.prefix_len if group else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Kinds of requests, each with its share."""
+
+    name: str
+    parts: tuple[tuple[float, RequestClass], ...]
+    source: str = ""
+    """Where the numbers come from, and what about them is assumed."""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts: a mix needs at least one kind of request")
+        for weight, _ in self.parts:
+            check_number("weight", weight, above=0)
+
+    def draw(self, time: float, rng: Random) -> Arrival:
+        """A request of one of the kinds."""
+        if len(self.parts) == 1:
+            return self.parts[0][1].draw(time, rng)
+        left = uniform(rng) * sum(weight for weight, _ in self.parts)
+        for weight, kind in self.parts:
+            left -= weight
+            if left < 0:
+                return kind.draw(time, rng)
+        return self.parts[-1][1].draw(time, rng)
+
+    def mean_lengths(self) -> tuple[float, float]:
+        """Expected prompt and output tokens of a request."""
+        total = sum(weight for weight, _ in self.parts)
+        prompt = output = 0.0
+        for weight, kind in self.parts:
+            shared = kind.prefix_len if kind.num_prefix_groups else 0
+            prompt += weight / total * (kind.prompt.mean() + shared)
+            output += weight / total * kind.output.mean()
+        return prompt, output
+
+
+def _single(name: str, prompt: Length, output: Length, source: str) -> Mix:
+    return Mix(name, ((1.0, RequestClass(name, prompt, output)),), source)
+
+
+CHAT = RequestClass("chat", Constant(200), LogNormal.from_mean(200, 0.7, high=1024))
+DOC = RequestClass("doc", Constant(16_000), LogNormal.from_mean(200, 0.7, high=1024))
+
+MIXES: dict[str, Mix] = {
+    mix.name: mix
+    for mix in (
+        _single(
+            "sharegpt",
+            LogNormal.from_mean(161.31, 1.0, high=1024),
+            LogNormal.from_mean(337.99, 0.8, high=1024),
+            "Means: Kwon et al. 2023 (PagedAttention), figure 11: ShareGPT, 161.31 tokens in and "
+            "337.99 out. The lognormal form, its sigmas and the cut at 1,024 are assumed.",
+        ),
+        _single(
+            "alpaca",
+            LogNormal.from_mean(19.31, 0.5, high=256),
+            LogNormal.from_mean(58.45, 0.9, high=512),
+            "Means: Kwon et al. 2023 (PagedAttention), figure 11: Alpaca, 19.31 tokens in and "
+            "58.45 out. The lognormal form, its sigmas and the cuts are assumed.",
+        ),
+        _single(
+            "conversation",
+            LogNormal.from_p90(1730, 5696, high=8192),
+            LogNormal.from_p90(415, 834, high=2048),
+            "Lognormals through the medians and 90th percentiles of openchat_sharegpt4: Agrawal "
+            "et al. 2024 (Sarathi-Serve), table 2: prompts 1,730 and 5,696 tokens, outputs 415 "
+            "and 834. The lognormal form and the cuts are assumed.",
+        ),
+        _single(
+            "summarisation",
+            LogNormal.from_p90(7059, 12985, high=16_000),
+            LogNormal.from_p90(208, 371, high=2048),
+            "Lognormals through the medians and 90th percentiles of arxiv_summarization: Agrawal "
+            "et al. 2024 (Sarathi-Serve), table 2: prompts 7,059 and 12,985 tokens, outputs 208 "
+            "and 371. The lognormal form and the cuts are assumed.",
+        ),
+        Mix("chat", ((1.0, CHAT),), "Made up: 200-token prompts, about 200 output tokens."),
+        Mix(
+            "chat90-doc10",
+            ((0.9, CHAT), (0.1, DOC)),
+            "Made up (exercise 10): nine chats of 200 tokens to each document of 16,000; about "
+            "200 output tokens either way.",
+        ),
+        Mix(
+            "shared-prefix",
+            ((1.0, RequestClass("agent", UniformLength(20, 200), UniformLength(50, 250),
+                                num_prefix_groups=8, prefix_len=1024)),),
+            "Made up: eight system prompts of 1,024 tokens, each followed by a short question.",
+        ),
+    )
+}  # fmt: skip
+"""Every mix that can be named."""
+
+
+def get_mix(name: str | Mix) -> Mix:
+    """A mix by its name; a `Mix` passes through.
+
+    Raises:
+        ValueError: naming the mixes that are known.
+    """
+    return name if isinstance(name, Mix) else lookup("mix", name, MIXES)
+
+
+class Source(Protocol):
+    """The arrivals of one run."""
+
+    def next_time(self) -> float:
+        """When the next request arrives; infinity: none is on its way."""
+
+    def pop(self) -> Arrival:
+        """That request."""
+
+    def finished(self, time: float) -> None:
+        """A request has left the system: in a closed loop, its user will ask again."""
+
+
+class Workload(Protocol):
+    """A description of traffic, from which runs are made."""
+
+    def start(self, seed: int) -> Source:
+        """The arrivals of a run: the same for the same seed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description as JSON-serialisable data."""
+
+
+class _OpenSource:
+    """Arrivals that do not care whether earlier requests are done."""
+
+    def __init__(self, arrivals: Iterator[Arrival]) -> None:
+        self._arrivals = arrivals
+        self._next = next(arrivals, None)
+
+    def next_time(self) -> float:
+        return math.inf if self._next is None else self._next.time
+
+    def pop(self) -> Arrival:
+        arrival, self._next = self._next, next(self._arrivals, None)
+        assert arrival is not None
+        return arrival
+
+    def finished(self, time: float) -> None:
+        pass
+
+
+def _check_end(duration: float | None, num_requests: int | None) -> None:
+    if duration is None and num_requests is None:
+        raise ValueError("duration or num_requests must be given: traffic has to end")
+    if duration is not None:
+        check_number("duration", duration, above=0)
+    if num_requests is not None:
+        check_int("num_requests", num_requests, 1)
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests that arrive at a rate, whatever becomes of them.
+
+    Args:
+        mix: what they ask for: a `Mix`, or the name of one.
+        rate: requests a second, on average.
+        duration: seconds after which no more arrive.
+        num_requests: how many arrive; with `duration`, whichever is reached first.
+        burstiness: of the gaps. 1: exponential, a Poisson process. Less: bursts (gamma gaps whose
+            squared coefficient of variation is 1 / burstiness). More: smoother. `math.inf`: a
+            steady beat. The same meaning as in `vllm bench serve --burstiness`.
+
+    Raises:
+        ValueError: naming the parameter, if it is negative, NaN or missing.
+    """
+
+    mix: Mix | str
+    rate: float
+    duration: float | None = None
+    num_requests: int | None = None
+    burstiness: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mix", get_mix(self.mix))
+        check_number("rate", self.rate, above=0)
+        _check_end(self.duration, self.num_requests)
+        if self.burstiness != math.inf:
+            check_number("burstiness", self.burstiness, above=0)
+
+    def start(self, seed: int) -> Source:
+        return _OpenSource(self._arrivals(Random(seed)))
+
+    def _gap(self, rng: Random) -> float:
+        """Seconds between two arrivals."""
+        if self.burstiness == math.inf:
+            return 1 / self.rate
+        if self.burstiness == 1:
+            return exponential(rng) / self.rate
+        return gamma(rng, self.burstiness) / (self.burstiness * self.rate)
+
+    def _arrivals(self, rng: Random) -> Iterator[Arrival]:
+        assert isinstance(self.mix, Mix)
+        time, count = 0.0, 0
+        while self.num_requests is None or count < self.num_requests:
+            time = round(time + self._gap(rng), 9)
+            if self.duration is not None and time > self.duration:
+                return
+            yield self.mix.draw(time, rng)
+            count += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        assert isinstance(self.mix, Mix)
+        burstiness = "inf" if self.burstiness == math.inf else self.burstiness
+        return {
+            "kind": "open",
+            "mix": self.mix.name,
+            "rate": self.rate,
+            "duration": self.duration,
+            "num_requests": self.num_requests,
+            "burstiness": burstiness,
+        }
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Users who each wait for their answer, think, and ask again.
+
+    A slow server is asked less: the load adapts, as it does in a benchmark with a fixed
+    concurrency (`vllm bench serve --max-concurrency`).
+
+    Args:
+        mix: what they ask for.
+        users: how many there are.
+        think_time: seconds between an answer and the next question, on average; exponential.
+        duration: seconds after which nobody asks any more.
+        num_requests: how many are asked in all.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+
+    mix: Mix | str
+    users: int
+    think_time: float = 0.0
+    duration: float | None = None
+    num_requests: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mix", get_mix(self.mix))
+        check_int("users", self.users, 1)
+        check_number("think_time", self.think_time, least=0)
+        _check_end(self.duration, self.num_requests)
+
+    def start(self, seed: int) -> Source:
+        return _ClosedSource(self, Random(seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        assert isinstance(self.mix, Mix)
+        return {
+            "kind": "closed",
+            "mix": self.mix.name,
+            "users": self.users,
+            "think_time": self.think_time,
+            "duration": self.duration,
+            "num_requests": self.num_requests,
+        }
+
+
+class _ClosedSource:
+    """The users of a `ClosedLoop`: when each will ask next."""
+
+    def __init__(self, loop: ClosedLoop, rng: Random) -> None:
+        self.loop = loop
+        self.rng = rng
+        self.left = math.inf if loop.num_requests is None else loop.num_requests
+        self.times = sorted(self._think(0.0) for _ in range(loop.users))
+
+    def _think(self, now: float) -> float:
+        mean = self.loop.think_time
+        return round(now + mean * exponential(self.rng), 9) if mean else now
+
+    def next_time(self) -> float:
+        over = self.loop.duration
+        if not self.times or not self.left or (over is not None and self.times[0] > over):
+            return math.inf
+        return self.times[0]
+
+    def pop(self) -> Arrival:
+        self.left -= 1
+        assert isinstance(self.loop.mix, Mix)
+        return self.loop.mix.draw(heapq.heappop(self.times), self.rng)
+
+    def finished(self, time: float) -> None:
+        heapq.heappush(self.times, self._think(time))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests that were recorded, or made by hand, in the order of their arrival.
+
+    Raises:
+        ValueError: if there is none.
+    """
+
+    arrivals: tuple[Arrival, ...] = field(repr=False)
+    name: str = "trace"
+
+    def __post_init__(self) -> None:
+        if not self.arrivals:
+            raise ValueError(f"arrivals: the trace {self.name!r} is empty")
+        ordered = tuple(sorted(self.arrivals, key=lambda arrival: arrival.time))
+        object.__setattr__(self, "arrivals", ordered)
+
+    def start(self, seed: int) -> Source:
+        return _OpenSource(iter(self.arrivals))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "trace", "name": self.name, "num_requests": len(self.arrivals)}
+
+    def scaled(self, factor: float) -> Trace:
+        """The same requests, arriving `factor` times as fast."""
+        check_number("factor", factor, above=0)
+        moved = (replace(a, time=round(a.time / factor, 9)) for a in self.arrivals)
+        return Trace(tuple(moved), f"{self.name} x{factor:g}")
+
+    @classmethod
+    def record(cls, workload: Workload, seed: int, name: str = "trace") -> Trace:
+        """The arrivals of an open loop, written down: to play the very same ones elsewhere."""
+        source = workload.start(seed)
+        arrivals = []
+        while source.next_time() < math.inf:
+            arrivals.append(source.pop())
+        return cls(tuple(arrivals), name)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[dict[str, Any]], name: str = "trace") -> Trace:
+        """A trace from dictionaries with the columns of `TRACE_COLUMNS`; the first three must be
+        there, others are passed over.
+
+        Raises:
+            ValueError: naming the row, the column and what is wrong.
+        """
+        arrivals = []
+        for number, row in enumerate(rows, start=1):
+            values: dict[str, Any] = {}
+            for column, (attribute, convert, required) in TRACE_COLUMNS.items():
+                value = row.get(column)
+                if value is None or value == "":
+                    if required:
+                        raise ValueError(f"{name}, row {number}: {column} is missing")
+                    continue
+                try:
+                    values[attribute] = convert(value)
+                except (TypeError, ValueError):
+                    kind = "a number" if convert is float else "an integer"
+                    raise ValueError(
+                        f"{name}, row {number}: {column} must be {kind}, got {value!r}"
+                    ) from None
+            try:
+                arrivals.append(Arrival(**values))
+            except ValueError as error:
+                raise ValueError(f"{name}, row {number}: {error}") from None
+        return cls(tuple(arrivals), name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace: `.csv` with a header line, or `.jsonl` with one object a line."""
+        path = Path(path)
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                return cls.from_rows(csv.DictReader(file), path.name)
+            if path.suffix in (".jsonl", ".ndjson"):
+                return cls.from_rows(_json_lines(file, path.name), path.name)
+        raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
+
+    def save(self, path: str | Path) -> None:
+        """Write a trace that `load` reads, as `.csv` or `.jsonl`."""
+        path = Path(path)
+        rows = [
+            {column: getattr(a, attribute) for column, (attribute, *_) in TRACE_COLUMNS.items()}
+            for a in self.arrivals
+        ]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                writer = csv.DictWriter(file, TRACE_COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+            elif path.suffix in (".jsonl", ".ndjson"):
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
+
+
+def _integer(value: Any) -> int:
+    """An integer from a cell: `"12"` and `12.0` will do, `12.5` and True will not."""
+    number = float(value)
+    if isinstance(value, bool) or number != int(number):
+        raise ValueError(value)
+    return int(number)
+
+
+TRACE_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], bool]] = {
+    "arrival": ("time", float, True),
+    "prompt_len": ("prompt_len", _integer, True),
+    "output_len": ("output_len", _integer, True),
+    "kind": ("kind", str, False),
+    "priority": ("priority", _integer, False),
+    "prefix_group": ("prefix_group", str, False),
+    "prefix_len": ("prefix_len", _integer, False),
+}
+"""Column of a trace file -> attribute of `Arrival`, how to read it, whether it must be there."""
+
+
+def _json_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}, line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}, line {number}: must be an object, got {line.strip():.40}")
+        yield row
