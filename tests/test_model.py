@@ -1,0 +1,262 @@
+"""The model against transformers, the fast attention against the obvious one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from serving import build, hf_generate, hf_model, token_ids
+
+from minivllm.core import SchedulerConfig
+from minivllm.models.attention import (
+    QUERY_TILE,
+    AttentionMetadata,
+    BatchInvariantAttention,
+    PagedAttention,
+    reference_paged_attention,
+    write_kv_cache,
+)
+from minivllm.models.config import ModelConfig
+from minivllm.models.llama import LlamaModel, fuse
+from minivllm.models.loader import load_model, tiny_random_model
+from minivllm.runner import ModelRunner
+from minivllm.tokenizer import tiny_tokenizer
+
+BLOCK_SIZE = 16
+
+
+def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
+    """Queries [T, 6, 16], a cache [2, 64, 16, 2, 16], and a mix of decodes and chunks."""
+    rng = random.Random(seed)
+    contexts = sorted((rng.randrange(1, 200) for _ in range(rng.randrange(12))), reverse=True)
+    query_lens = [1] * len(contexts)
+    for _ in range(rng.randrange(1, 4)):
+        query_lens.append(rng.randrange(2, 40))
+        contexts.append(query_lens[-1] + rng.choice([0, rng.randrange(100)]))
+    tables = [rng.sample(range(1, 64), -(-context // BLOCK_SIZE)) for context in contexts]
+    generator = torch.Generator().manual_seed(seed)
+    cache = torch.randn(2, 64, BLOCK_SIZE, 2, 16, generator=generator)
+    query = torch.randn(sum(query_lens), 6, 16, generator=generator)
+    slots = torch.zeros(len(query), dtype=torch.long)
+    return query, cache, AttentionMetadata(slots, query_lens, contexts, tables)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fast_attention_is_the_reference(seed: int) -> None:
+    query, cache, metadata = random_batch(seed)
+    expected = reference_paged_attention(query, cache, metadata, 0.25)
+    fast = PagedAttention(BLOCK_SIZE, 2, torch.float32, "cpu")
+    fast.prepare(metadata)
+    torch.testing.assert_close(fast(query, cache, metadata, 0.25), expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_batch_invariant_attention_is_the_reference(seed: int) -> None:
+    query, cache, metadata = random_batch(seed)
+    expected = reference_paged_attention(query, cache, metadata, 0.25)
+    padding = -len(query) % QUERY_TILE
+    padded = torch.cat((query, torch.zeros(padding, 6, 16)))
+    metadata.slot_mapping = torch.zeros(len(padded), dtype=torch.long)
+    invariant = BatchInvariantAttention(BLOCK_SIZE, 2, torch.float32, "cpu")
+    invariant.prepare(metadata)
+    got = invariant(padded, cache, metadata, 0.25)[: len(query)]
+    torch.testing.assert_close(got, expected)
+
+
+def test_write_kv_cache_fills_the_slots() -> None:
+    cache = torch.zeros(2, 4, BLOCK_SIZE, 2, 16)
+    key, value = torch.randn(3, 2, 16), torch.randn(3, 2, 16)
+    write_kv_cache(key, value, cache, torch.tensor([17, 63, 16]))
+    assert torch.equal(cache[0, 1, 1], key[0])
+    assert torch.equal(cache[1, 3, 15], value[1])
+    assert torch.equal(cache[0, 1, 0], key[2])
+    assert cache.count_nonzero() == 3 * 2 * 2 * 16
+
+
+def test_fuse_makes_a_view_of_neighbours_and_a_copy_of_others() -> None:
+    whole = torch.arange(24.0).view(6, 4)
+    parts = [whole[:1], whole[1:4], whole[4:]]
+    assert torch.equal(fuse(parts), whole)
+    assert fuse(parts).data_ptr() == whole.data_ptr()
+    mixed = [whole[4:], whole[:1]]
+    assert torch.equal(fuse(mixed), torch.cat(mixed))
+
+
+# --- against transformers -----------------------------------------------------------------
+
+SHAPE = {
+    "vocab_size": 960, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+MODELS = {
+    "llama": ("Llama", {}),
+    "llama tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3 rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "linear rope": ("Llama", {"rope_parameters": LINEAR_ROPE}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3 tied": ("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+}
+
+
+def save_hf_model(directory: Path, family: str, changes: dict[str, Any], **save: Any) -> Path:
+    """A small model with random weights, norms and biases, as transformers writes it."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter += torch.randn_like(parameter) * 0.3
+    model.save_pretrained(directory, **save)
+    tiny_tokenizer().save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_says_what_transformers_says(name: str, tmp_path: Path) -> None:
+    directory = save_hf_model(tmp_path, *MODELS[name])
+    rng = random.Random(name)
+    prompts = [[rng.randrange(960) for _ in range(n)] for n in (1, 5, 40, 130, 300)]
+    expected = [hf_generate(hf_model(directory), prompt) for prompt in prompts]
+    loaded = load_model(directory)
+    assert token_ids(build(loaded, max_num_batched_tokens=64), prompts) == expected
+    assert token_ids(build(loaded, batch_invariant=True), prompts) == expected
+
+
+def test_old_spelling_of_rope_parameters(tmp_path: Path) -> None:
+    """transformers 4 wrote `rope_theta` and `rope_scaling`."""
+    new = {"architectures": ["LlamaForCausalLM"], **SHAPE, "rope_parameters": LLAMA3_ROPE}
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    old |= {"rope_theta": 10000.0, "rope_scaling": scaling}
+    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(new)
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    prompts = [[i, 2 * i, 3 * i] for i in range(3, 11)]
+    exact = token_ids(build(), prompts)
+    rounded = token_ids(build(dtype="bfloat16"), prompts)
+    first_tokens = [a[0] == b[0] for a, b in zip(exact, rounded)]
+    assert sum(first_tokens) >= 6
+    assert build(dtype=torch.bfloat16).llm_engine.runner.kv_caches.dtype is torch.bfloat16
+
+
+def test_logits_of_sampled_rows_only() -> None:
+    loaded = tiny_random_model()
+    model = LlamaModel(
+        loaded.config, loaded.weights, dtype=torch.float32, device="cpu", max_model_len=64,
+        block_size=16,
+    )  # fmt: skip
+    runner = ModelRunner(model, SchedulerConfig(num_gpu_blocks=8, max_model_len=64))
+    assert runner.kv_caches.shape == (2, 2, 9, 16, 2, 16)
+    assert runner.cpu_kv_caches.shape[0] == 0
+
+
+# --- batch invariance ---------------------------------------------------------------------
+
+
+class Recorder:
+    """Keeps each request's logits as they come out of the runner."""
+
+    def __init__(self, llm: Any) -> None:
+        self.engine = llm.llm_engine
+        self.logits: dict[tuple[int, ...], torch.Tensor] = {}
+        execute = self.engine.runner.execute
+
+        def recording(plan: Any) -> Any:
+            requests, logits = execute(plan)
+            for request, row in zip(requests, logits):
+                self.logits[tuple(request.all_token_ids)] = row.clone()
+            return requests, logits
+
+        self.engine.runner.execute = recording
+
+
+def record(model: Any, prompts: list[list[int]], alone: bool = False, **kwargs: Any) -> Recorder:
+    llm = build(model, batch_invariant=True, **kwargs)
+    recorder = Recorder(llm)
+    for group in [[prompt] for prompt in prompts] if alone else [prompts]:
+        token_ids(llm, group)
+    return recorder
+
+
+def check_bitwise(model: Any, prompts: list[list[int]], variants: dict[str, dict[str, Any]]) -> None:
+    expected = record(model, prompts, alone=True, enable_prefix_caching=False).logits
+    assert len(expected) > len(prompts)
+    for name, kwargs in variants.items():
+        recorder = record(model, prompts, **kwargs)
+        got = recorder.logits
+        assert got.keys() == expected.keys(), name
+        wrong = [len(key) for key in expected if not torch.equal(got[key], expected[key])]
+        assert not wrong, (name, wrong)
+        stats = recorder.engine.scheduler.stats
+        assert (stats.num_preemptions > 0) == ("num_gpu_blocks" in kwargs), name
+        assert (stats.num_swapped_in_blocks > 0) == ("num_cpu_blocks" in kwargs), name
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "together": {"enable_prefix_caching": False},
+    "chunks of 7": {"max_num_batched_tokens": 7, "enable_prefix_caching": False},
+    "chunks of 50": {"max_num_batched_tokens": 50, "max_num_seqs": 3},
+    "prefix caching": {"max_num_seqs": 2},
+    "preempted": {"num_gpu_blocks": 12, "max_model_len": 192, "enable_prefix_caching": False},
+    "preempted, cached": {"num_gpu_blocks": 12, "max_model_len": 192},
+    "swapped": {
+        "num_gpu_blocks": 12, "max_model_len": 192, "preemption_mode": "swap", "num_cpu_blocks": 32,
+    },
+}  # fmt: skip
+
+
+def shared_prompts(vocab_size: int) -> list[list[int]]:
+    """17 prompts, some with a common beginning, all of other lengths."""
+    rng = random.Random(0)
+    common = [rng.randrange(vocab_size) for _ in range(100)]
+    lengths = [1, 2, 9, 15, 16, 17, 31, 33, 47, 64, 65, 80, 90, 96, 99, 100, 100]
+    tails = [[rng.randrange(vocab_size) for _ in range(rng.randrange(1, 30))] for _ in lengths]
+    return [common[:length] + tail for length, tail in zip(lengths, tails)]
+
+
+def test_batch_invariance_bit_for_bit() -> None:
+    check_bitwise("tiny-random", shared_prompts(960), VARIANTS)
+
+
+def test_batch_invariance_of_smollm2() -> None:
+    from serving import smollm2
+
+    prompts = shared_prompts(40000)[5:14]
+    names = ("together", "chunks of 50", "swapped")
+    check_bitwise(smollm2(), prompts, {name: VARIANTS[name] for name in names})
+
+
+def test_other_mode_is_not_invariant_to_the_bit() -> None:
+    """Else the tests above would test nothing."""
+    prompts = shared_prompts(960)
+    rows: list[dict[tuple[int, ...], torch.Tensor]] = []
+    for group in ([[prompt] for prompt in prompts], [prompts]):
+        llm = build(enable_prefix_caching=False)
+        recorder = Recorder(llm)
+        for part in group:
+            token_ids(llm, part)
+        rows.append(recorder.logits)
+    alone, together = rows
+    assert alone.keys() == together.keys()
+    assert any(not torch.equal(alone[key], together[key]) for key in alone)
+
+
+def test_batch_invariance_needs_a_fitting_block_size() -> None:
+    with pytest.raises(ValueError, match="block_size that divides 64, got 24"):
+        build(batch_invariant=True, block_size=24)
