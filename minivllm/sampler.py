@@ -47,6 +47,7 @@ class Sampler:
         """A seed for a request without one."""
         return self._fresh_seeds.getrandbits(63)
 
+    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> dict[str, int]:
         """Pick each request's next token.
 

@@ -71,7 +71,14 @@ def smollm2_prompts() -> list[list[int]]:
     subjects = ["The sea", "A compiler", "My neighbour", "Copper", "The number 17", "Rain",
                 "An old clock", "The violin", "Bread", "A scheduler"]  # fmt: skip
     texts = [f"{subject} is" for subject in subjects]
-    texts += ["Once upon a time", "1, 2, 3, 4,", "def fibonacci(n):\n    ", "Dear Sir,\n\n", "a", "¿"]
+    texts += [
+        "Once upon a time",
+        "1, 2, 3, 4,",
+        "def fibonacci(n):\n    ",
+        "Dear Sir,\n\n",
+        "a",
+        "¿",
+    ]
     texts += ["for i in range(10):\n    print(i)\n\n# prints", "SELECT name FROM", "日本の首都は",
               "La capitale de la France est", "\n\n\n", "Zürich, Genève,", "2 + 2 =",
               "<html>\n  <body>\n", "Roses are red,"]  # fmt: skip
@@ -87,14 +94,16 @@ def smollm2_prompts() -> list[list[int]]:
         "In the morning the fog lay over the harbour, and the boats went out one after another, "
         "slowly, with their bells ringing. Nobody on the pier could see them for long. "
     )
-    for number in range(5):  # about 330 to 400 tokens
-        prompts.append(tokenizer.encode(f"Chapter {number}. " + paragraph * (9 + number % 3)))
-    for subject in [*subjects, "Paris", "Sugar", "A haiku", "Gravity", "Chess", "Tea"]:
-        prompts.append(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": f"Tell me one thing about {subject.lower()}."}],
-                add_generation_prompt=True,
-            )
+    prompts += [  # about 330 to 400 tokens
+        tokenizer.encode(f"Chapter {number}. " + paragraph * (9 + number % 3))
+        for number in range(5)
+    ]
+    prompts += [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"Tell me one thing about {subject.lower()}."}],
+            add_generation_prompt=True,
         )
+        for subject in [*subjects, "Paris", "Sugar", "A haiku", "Gravity", "Chess", "Tea"]
+    ]
     assert len(prompts) >= 64
     return prompts

@@ -194,7 +194,9 @@ def record(model: Any, prompts: list[list[int]], alone: bool = False, **kwargs: 
     return recorder
 
 
-def check_bitwise(model: Any, prompts: list[list[int]], variants: dict[str, dict[str, Any]]) -> None:
+def check_bitwise(
+    model: Any, prompts: list[list[int]], variants: dict[str, dict[str, Any]]
+) -> None:
     expected = record(model, prompts, alone=True, enable_prefix_caching=False).logits
     assert len(expected) > len(prompts)
     for name, kwargs in variants.items():

@@ -46,9 +46,7 @@ def test_continuous_batching() -> None:
     assert llm.llm_engine.scheduler.stats.avg_batch_size > 16
 
 
-@pytest.mark.parametrize(
-    ("budget", "threshold"), [(24, 0), (160, 0), (512, 40)], ids=str
-)
+@pytest.mark.parametrize(("budget", "threshold"), [(24, 0), (160, 0), (512, 40)], ids=str)
 def test_chunked_prefill(budget: int, threshold: int) -> None:
     llm = build(
         smollm2(),
