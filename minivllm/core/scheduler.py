@@ -249,6 +249,7 @@ class Scheduler:
                 req_index += 1
                 continue
 
+            budget_at_clamp = token_budget  # a victim's tokens come back too late for this request
             while (new_blocks := allocate_slots(request, num_new_tokens)) is None:
                 victim = self.select_victim(self.running)
                 if self.recorder:
@@ -269,7 +270,7 @@ class Scheduler:
             if new_blocks:
                 output.new_block_ids[request_id] = [block.block_id for block in new_blocks]
             if self.recorder:
-                self.recorder.scheduled("running", request, gap, token_budget, num_new_tokens)
+                self.recorder.scheduled("running", request, gap, budget_at_clamp, num_new_tokens)
             token_budget -= num_new_tokens
             req_index += 1
         return token_budget
