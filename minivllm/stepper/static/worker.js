@@ -1,0 +1,58 @@
+/* The scheduler in the reader's browser: Python (Pyodide) in a worker, with minivllm's own files.
+ *
+ * Messages in: {load: {pyodide, packages, modules}} once, then {id, text} with a session message as
+ * JSON. Messages out: {loaded} in bytes, {ready}, {id, text}, and {failed} when there is no going on.
+ */
+
+const fetchFromNetwork = self.fetch.bind(self);
+let handle = null;
+let loaded = 0;
+
+const count = (bytes) => {
+  loaded += bytes;
+  self.postMessage({ loaded });
+};
+
+/** Count the bytes of every answer while it streams in. */
+const countingFetch = async (...request) => {
+  const response = await fetchFromNetwork(...request);
+  if (!response.ok || !response.body) return response;
+  const counter = new TransformStream({
+    transform(chunk, controller) {
+      count(chunk.byteLength);
+      controller.enqueue(chunk);
+    },
+  });
+  const { status, statusText } = response;
+  const headers = new Headers(response.headers);
+  if (String(request[0]).endsWith(".wasm")) headers.set("content-type", "application/wasm");
+  return new Response(response.body.pipeThrough(counter), { status, statusText, headers });
+};
+
+/** Python, with minivllm's scheduler and its session; its answer function. */
+const load = async ({ pyodide: folder, packages, modules }) => {
+  self.fetch = countingFetch;
+  const [{ loadPyodide }, archive] = await Promise.all([
+    import(new URL("pyodide.mjs", folder).href),
+    countingFetch(packages).then((response) => response.arrayBuffer()),
+  ]);
+  const python = await loadPyodide({ indexURL: folder });
+  count(modules); // imports are no fetches
+  python.unpackArchive(archive, "zip");
+  return python.runPython(`
+from minivllm.stepper.session import StepperSession
+
+StepperSession().handle_json
+`);
+};
+
+self.addEventListener("message", async ({ data }) => {
+  try {
+    if (data.load) {
+      handle = await load(data.load);
+      self.postMessage({ ready: true });
+    } else self.postMessage({ id: data.id, text: handle(data.text) });
+  } catch (error) {
+    self.postMessage({ failed: String(error.message ?? error).trim().split("\n").at(-1) });
+  }
+});
