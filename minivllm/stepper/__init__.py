@@ -1,7 +1,6 @@
 """Steppers: one view of the scheduler, fed by a kernel, by the reader's browser, or by a recording.
 
-Standard library only, except `SchedulerStepper` (needs anywidget), which loads on first use: the
-same files run in Pyodide.
+Standard library only: the same files run in CPython and in Pyodide.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     )
     from minivllm.stepper.scenarios import SCENARIOS
     from minivllm.stepper.session import StepperSession, record
-    from minivllm.stepper.widget import SchedulerStepper
 
 _HOME = {
     "Scenario": "scenario",
@@ -28,7 +26,6 @@ _HOME = {
     "SCENARIOS": "scenarios",
     "StepperSession": "session",
     "record": "session",
-    "SchedulerStepper": "widget",
 }
 
 __all__ = [
@@ -36,7 +33,6 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "ScenarioRequest",
-    "SchedulerStepper",
     "StepperSession",
     "record",
     "with_arrival_pattern",
