@@ -72,12 +72,12 @@ def picture(steps: list[dict[str, Any]], index: int, title: str) -> str:
 
 def text(x: float, y: float, content: str, *, weight: int = 400, anchor: str = "start") -> str:
     """A line of text."""
-    return f'<text x="{x}" y="{y}" font-weight="{weight}" text-anchor="{anchor}">{escape(content)}</text>'
+    return f'<text x="{x}" y="{y}" font-weight="{weight}" text-anchor="{anchor}">{escape(content)}</text>'  # noqa: E501
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, more: str = "") -> str:
     """A rectangle with round corners."""
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}" {more}/>'
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}" {more}/>'  # noqa: E501
 
 
 def row(id_: str, request: Mapping[str, Any], colour: str, y: float) -> str:
@@ -103,6 +103,6 @@ def pool(snapshot: Mapping[str, Any], paint: Mapping[str, str]) -> tuple[str, fl
         y = 30 + (block - 1) // PER_ROW * (CELL + GAP)
         fill = paint[owners[block][0]] if owners[block] else "var(--mv-free)"
         parts.append(rect(x, y, CELL, CELL, fill, 'stroke="var(--mv-edge)"'))
-        name = f"{owners[block][0][:4]}{'+' if len(owners[block]) > 1 else ''}" if owners[block] else ""
+        name = f"{owners[block][0][:4]}{'+' if len(owners[block]) > 1 else ''}" if owners[block] else ""  # noqa: E501
         parts.append(text(x + CELL / 2, y + CELL / 2 + 5, name, weight=650, anchor="middle"))
     return "".join(parts), 30 + -(-shown // PER_ROW) * (CELL + GAP) + 10
