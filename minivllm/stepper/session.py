@@ -156,7 +156,7 @@ class Branch:
         """
         change_config(self.scheduler, **knobs)
         self.fork_point = {"step": len(self.steps), "knobs": knobs}
-        self.stuck = False
+        self.stuck = self.stuck and not knobs
 
     def _told_fork(self) -> str:
         assert self.fork_point is not None
