@@ -1,6 +1,7 @@
 """Steppers: one view of the scheduler, fed by a kernel, by the reader's browser, or by a recording.
 
-Standard library only: the same files run in CPython and in Pyodide.
+Standard library only, so that the same files run in CPython and in Pyodide; all but
+`SchedulerStepper`, which needs anywidget and loads on first use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     )
     from minivllm.stepper.scenarios import SCENARIOS
     from minivllm.stepper.session import StepperSession, record
+    from minivllm.stepper.widget import SchedulerStepper
 
 _HOME = {
     "Scenario": "scenario",
@@ -26,6 +28,7 @@ _HOME = {
     "SCENARIOS": "scenarios",
     "StepperSession": "session",
     "record": "session",
+    "SchedulerStepper": "widget",
 }
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "ScenarioRequest",
+    "SchedulerStepper",
     "StepperSession",
     "record",
     "with_arrival_pattern",

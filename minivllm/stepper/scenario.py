@@ -114,12 +114,18 @@ class Checker:
 
     def text(self, value: object, field_: str, max_length: int) -> str:
         """`value` if it is a string of printable characters, not too long, else ''."""
+        text = self.text_block(value, field_, max_length)
+        if not text.isprintable():
+            self.error(field_, "must have no control characters and no line breaks")
+            return ""
+        return text
+
+    def text_block(self, value: object, field_: str, max_length: int) -> str:
+        """`value` if it is a string, of whatever characters, not too long, else ''."""
         if not isinstance(value, str):
             self.error(field_, f"must be a string, got {shown(value)}")
         elif len(value) > max_length:
             self.error(field_, f"must have at most {max_length} characters, got {len(value)}")
-        elif not value.isprintable():
-            self.error(field_, "must have no control characters and no line breaks")
         else:
             return value
         return ""

@@ -11,10 +11,11 @@
 /**
  * @typedef {Object} Transport
  * @property {(message: object) => Promise<object>} send  a message to the session, its answer back
- * @property {{live: boolean, lookahead?: number, size?: number, reason?: string,
+ * @property {{live: boolean, lookahead?: number, size?: number, reason?: string, fixed?: boolean,
  *   start?: (onProgress: (loaded: number, total: number) => void) => Promise<void>}} capabilities
  *   `live`: messages are answered now; `start`: makes it live; `lookahead`: steps to fetch ahead of
- *   the reader; `size`: bytes that `start` loads; `reason`: why it can never be live
+ *   the reader; `size`: bytes that `start` loads; `reason`: why it can never be live; `fixed`: it
+ *   steps on, but no knob can be turned
  * @property {(callback: (error: Error) => void) => void} [onDeath]  called when the session is lost
  */
 
@@ -26,6 +27,8 @@
  * @property {boolean} [done]
  * @property {boolean} [stuck]
  * @property {?string} [notice]
+ * @property {Object<string, string>[]} [texts]  of each step: what it added to each request's text
+ * @property {Object<string, string>} [prompts]  each request's prompt, where a real model runs
  */
 
 // --- DOM ------------------------------------------------------------------------------------------
@@ -416,6 +419,8 @@ class Run {
     this.scenario = null;
     this.steps = [];
     this.sentences = [];
+    this.texts = [];
+    this.prompts = {};
     this.done = false;
     this.stuck = false;
     this.notice = null;
@@ -439,6 +444,7 @@ class Run {
     if (first < this.steps.length) {
       this.steps.length = first;
       this.sentences.length = first;
+      this.texts.length = Math.min(this.texts.length, first);
       this.#forget();
       this.steps.forEach((snapshot) => this.#note(snapshot));
       this.version += 1;
@@ -448,6 +454,8 @@ class Run {
       this.#note(snapshot);
     }
     this.sentences.push(...(answer.sentences ?? []));
+    this.texts.push(...(answer.texts ?? []));
+    Object.assign(this.prompts, answer.prompts);
     this.done = Boolean(answer.done);
     this.stuck = Boolean(answer.stuck);
     this.notice = answer.notice ?? null;
@@ -479,6 +487,13 @@ class Run {
   /** The step that this run shows when the reader is at `step`. */
   at(step) {
     return Math.min(step, this.steps.length - 1);
+  }
+
+  /** What a request has said by `step`: all of it, and what of it is new. Real models only. */
+  text(id, step) {
+    const pieces = this.texts.slice(0, this.at(step) + 1).map((row) => row[id] ?? "");
+    const fresh = pieces.pop() ?? "";
+    return { before: pieces.join(""), fresh };
   }
 
   snapshot(step) {
@@ -562,6 +577,29 @@ class WhyPanel {
     this.list.replaceChildren(...items);
     this.scroller.scrollTop = 0;
     setText(this.count, snapshot.step < 0 ? "" : `step ${snapshot.step}`);
+  }
+}
+
+/** What the requests say: shown where a real model runs, tokens as text. */
+class TextsPanel {
+  constructor() {
+    this.list = h("ul", { class: "mv-texts-list" });
+    this.scroller = h("div", { class: "mv-texts-body", tabindex: 0, role: "group", "aria-label": "Prompts and outputs" }, this.list);
+    this.element = panel("texts", "What the requests say", heading("Text", h("span", { class: "mv-aside" }, "prompt, output, new token")), this.scroller);
+  }
+
+  draw({ run, step, snapshot, identities }) {
+    this.element.hidden = Object.keys(run.prompts).length === 0;
+    if (this.element.hidden) return;
+    const here = [...snapshot.running, ...snapshot.waiting, ...snapshot.finished];
+    const ids = [...new Set([...here, ...run.ended(run.at(step)).slice(-6)])];
+    const items = ids.map((id) => {
+      const { before, fresh } = run.text(id, step);
+      const prompt = run.prompts[id] ?? "";
+      const shown = prompt.length > 160 ? `…${prompt.slice(-160)}` : prompt;
+      return h("li", { data: { text: id } }, chip(identities, id), " ", h("span", { class: "mv-prompt" }, shown), h("span", { class: "mv-output" }, before), fresh ? h("mark", {}, fresh) : null);
+    });
+    this.list.replaceChildren(...items);
   }
 }
 
@@ -1497,13 +1535,14 @@ class BranchView {
       new QueuesPanel(context),
       new PoolPanel(context),
       new TimelinePanel(context),
+      new TextsPanel(),
     ];
-    const [why, budget, queues, pool, timeline] = this.panels;
+    const [why, budget, queues, pool, timeline, texts] = this.panels;
     this.pool = pool;
     this.element = h(
       "div",
       { class: "mv-branch" },
-      h("div", { class: "mv-branch-inner" }, this.title, why.element, budget.element, queues.element, pool.element, timeline.element),
+      h("div", { class: "mv-branch-inner" }, this.title, why.element, budget.element, queues.element, pool.element, texts.element, timeline.element),
     );
   }
 
@@ -1944,20 +1983,21 @@ class Stepper {
   }
 
   #buildDrawers() {
+    const isFixed = this.transport.capabilities.fixed;
     const drawers = [
       ["Knobs", new KnobsForm(this)],
       ["Add a request", new RequestForm(this)],
       ["What if …", new ForkForm(this)],
       ["Share", new SharePanel(this)],
       ["Keys", keysPanel()],
-    ].filter(([name]) => name !== "Share" || this.options.canShare);
+    ].filter(([name]) => name === "Keys" || (name === "Share" ? this.options.canShare : !isFixed));
     this.drawers = drawers.map(([name, content]) => {
       const id = newId("mv-drawer");
       const holder = h("div", { class: "mv-drawer", id, hidden: true }, content.element);
       const button = h("button", { type: "button", class: "mv-tab", "aria-expanded": "false", "aria-controls": id, on: { click: () => this.#toggleDrawer(name) } }, name);
       return { name, content, holder, button };
     });
-    [this.knobsForm] = this.drawers.map((drawer) => drawer.content);
+    this.knobsForm = this.drawers.find((drawer) => drawer.name === "Knobs")?.content;
     return h("div", { class: "mv-drawers" }, h("div", { class: "mv-tabs" }, this.drawers.map((d) => d.button)), this.drawers.map((d) => d.holder));
   }
 
@@ -2074,12 +2114,12 @@ class Stepper {
     this.recording = recording;
     this.step = clamp(step, Math.min(0, this.main.steps.length - 1), Math.max(this.main.steps.length - 1, -1));
     this.wantedStep = step;
-    this.knobsForm.resetArrivals();
+    this.knobsForm?.resetArrivals();
     setText(this.title, this.scenario?.title ?? "");
     setText(this.question, this.scenario?.question ?? "");
     const hasNothing = !recording && !this.isLive && this.scenario;
     this.say(hasNothing ? `This scenario (${plural(this.scenario.requests?.length ?? 0, "request")}, ${this.scenario.config.num_gpu_blocks} blocks) is not recorded in this page.${this.canRunLive ? " Press Run live to compute it." : ""}` : "");
-    if (this.isLive && this.scenario) this.#enqueue(() => this.#open());
+    if (this.isLive && this.scenario && !recording?.isOpen) this.#enqueue(() => this.#open());
     this.#draw();
   }
 
@@ -2247,16 +2287,34 @@ class Stepper {
     return this.#attempt(async () => {
       const step = this.main.at(this.step);
       const answer = await this.#send({ type: "fork", step: Math.max(step, 0), knobs });
-      this.#dropFork();
-      this.fork = new Run("fork", this.identities);
-      this.fork.take({ ...answer, first_step: 0 });
-      const [[name, value]] = Object.entries(knobs);
-      this.forkWords = [`as it was: ${name} = ${this.main.config[name]}`, `what if ${name} = ${value}, from step ${step}`];
-      this.views.fork = this.#newView("fork");
-      this.branches.append(this.views.fork.element);
+      this.#adoptFork(answer);
       await this.#grow(step + 1 + this.#lookahead);
       this.#show(step);
     });
+  }
+
+  #adoptFork(answer) {
+    this.#dropFork();
+    this.fork = new Run("fork", this.identities);
+    this.fork.take({ ...answer, first_step: 0 });
+    const { step, knobs } = answer.fork;
+    const words = (values) => Object.keys(knobs).map((name) => `${name} = ${values[name]}`).join(", ") || "all knobs alike";
+    this.forkWords = [`as it was: ${words(this.main.config)}`, `what if ${words(knobs)}, from step ${step}`];
+    this.views.fork = this.#newView("fork");
+    this.branches.append(this.views.fork.element);
+  }
+
+  /** Take an answer that someone else asked for: Python, or another view of the same session. */
+  take(answer) {
+    if (answer.branch === "fork" && (!this.fork || answer.first_step === 0)) this.#adoptFork(answer);
+    else if (answer.branch === "fork") this.fork.take(answer);
+    else {
+      if (answer.first_step === 0 && answer.scenario) this.#dropFork();
+      this.main.take(answer);
+      this.scenario = answer.scenario ?? this.scenario;
+    }
+    this.step = clamp(this.step, Math.min(0, this.numSteps - 1), this.numSteps - 1);
+    this.#draw();
   }
 
   closeFork() {
@@ -2416,6 +2474,7 @@ export const mount = (element, settings) => {
     gotoStep: (step) => stepper.goto(step),
     select: (id) => stepper.select(id),
     load: (scenario, recording, step) => stepper.load(scenario, recording, step),
+    take: (answer) => stepper.take(answer),
     start: () => stepper.start(),
     say: (text) => stepper.say(text),
     on: (event, fn) => stepper.on(event, fn),
