@@ -380,6 +380,18 @@ def test_any_mix_of_knobs_leaves_the_pool_consistent(
         assert branch.stuck or len(branch.steps) == 300
 
 
+def test_fewer_seats_than_are_taken_admit_nobody_until_enough_have_gone() -> None:
+    branch = Branch("main", SCENARIOS["cramped"].with_knobs(num_gpu_blocks=40))
+    branch.run(4)
+    assert len(branch.steps[-1]["running"]) == 4
+    branch.turn_knobs({"max_num_seqs": 2})
+    branch.run(100)
+    assert branch.done
+    for snapshot in branch.steps[4:]:
+        admitted = any(row["kind"] == "new" for row in snapshot["scheduled"])
+        assert not admitted or len(snapshot["running"]) <= 2
+
+
 def test_grown_memory_is_used_before_cached_blocks_are_evicted() -> None:
     branch = Branch("main", SCENARIOS["shared-prefix"])
     branch.run(100)

@@ -294,7 +294,7 @@ class Scheduler:
             if token_budget == 0:
                 stopped_by = "max_num_batched_tokens"
                 break
-            if len(self.running) == config.max_num_seqs:
+            if len(self.running) >= config.max_num_seqs:
                 stopped_by = "max_num_seqs"
                 break
             request = self.waiting.peek_request()
