@@ -14,10 +14,7 @@ which tools/get_pyodide.py fetches once; without it the book builds all the same
 
 from __future__ import annotations
 
-import base64
-import gzip
 import hashlib
-import html
 import io
 import json
 import re
@@ -42,13 +39,15 @@ for folder in (ROOT, ROOT / "tools", ROOT / "book" / "_ext"):
 from get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
 from stepper_figure import figure  # noqa: E402
 
-from minivllm.stepper import SCENARIOS, Scenario, ScenarioError, record  # noqa: E402
+from minivllm.stepper import SCENARIOS, Scenario, ScenarioError  # noqa: E402
+from minivllm.stepper.embed import entry_of, stepper_html  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 SOURCES = ROOT / "minivllm" / "stepper" / "static"
 PACKAGES = ("core", "stepper")
-NOT_IN_BROWSER = ("widget.py",)
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+NOT_IN_BROWSER = ("embed.py", "live.py", "widget.py")
 
 
 # --- the directive -----------------------------------------------------------------------------
@@ -98,37 +97,11 @@ class StepperDirective(SphinxDirective):
         return [SCENARIOS[name] for name in names]
 
 
-def entry_of(scenario: Scenario) -> dict[str, Any]:
-    """A scenario with its run, as page.js takes it."""
-    recording = record(scenario)
-    del recording["scenario"]
-    return {
-        "name": scenario.name,
-        "title": scenario.title,
-        "scenario": scenario.to_dict(),
-        "recording": recording,
-    }
-
-
-def packed(entries: list[dict[str, Any]]) -> str:
-    """JSON as gzip and base64: snapshots repeat themselves, 20 times smaller is usual."""
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
 def visit_html(self: Any, node: stepper_node) -> None:
     first = node["entries"][0]
     scenario, recording = first["scenario"], first["recording"]
-    step = "" if node["step"] is None else f' data-step="{node["step"]}"'
-    title = html.escape(first["title"], quote=True)
     still = figure(scenario, recording, node["step"])
-    self.body.append(
-        f'<div class="mv-stepper mv-stepper-embed" id="{node["ident"]}" role="region" '
-        f'aria-label="Stepper: {title}"{step}>'
-        f'<script type="application/octet-stream" class="mv-stepper-data">'
-        f'{packed(node["entries"])}</script>'
-        f"<noscript>{still}</noscript></div>\n"
-    )
+    self.body.append(stepper_html(node["entries"], node["ident"], node["step"], still) + "\n")
     raise nodes.SkipNode
 
 
@@ -219,11 +192,25 @@ def prepare_assets(app: Sphinx) -> None:
         write_assets(Path(app.outdir) / "_static")
 
 
+def has_stepper(doctree: nodes.document) -> bool:
+    """Whether a page has a stepper: by the directive, or as a cell's output (SchedulerStepper)."""
+    if next(doctree.findall(stepper_node), None) is not None:
+        return True
+    return any("mv-stepper-embed" in node.astext() for node in doctree.findall(nodes.raw))
+
+
 def add_assets(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Load the stepper's files on the pages that have one, and there only."""
-    if doctree is not None and next(doctree.findall(stepper_node), None) is not None:
+    # Of no use where no kernel answers, and 130 kB for each widget (it holds view.js).
+    files = context.get("script_files", [])
+    files[:] = [
+        file
+        for file in files
+        if getattr(file, "attributes", {}).get("type") != WIDGET_STATE
+    ]
+    if doctree is not None and has_stepper(doctree):
         app.add_css_file("stepper/view.css")
         app.add_js_file("stepper/stepper.js", loading_method="defer")
 

@@ -594,10 +594,11 @@ class TextsPanel {
     const here = [...snapshot.running, ...snapshot.waiting, ...snapshot.finished];
     const ids = [...new Set([...here, ...run.ended(run.at(step)).slice(-6)])];
     const items = ids.map((id) => {
+      const oneLine = (text) => text.replaceAll("\n", "↵");
       const { before, fresh } = run.text(id, step);
       const prompt = run.prompts[id] ?? "";
       const shown = prompt.length > 160 ? `…${prompt.slice(-160)}` : prompt;
-      return h("li", { data: { text: id } }, chip(identities, id), " ", h("span", { class: "mv-prompt" }, shown), h("span", { class: "mv-output" }, before), fresh ? h("mark", {}, fresh) : null);
+      return h("li", { data: { text: id } }, chip(identities, id), " ", h("span", { class: "mv-prompt" }, oneLine(shown)), h("span", { class: "mv-output" }, oneLine(before)), fresh ? h("mark", {}, oneLine(fresh)) : null);
     });
     this.list.replaceChildren(...items);
   }
