@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # `jupyter-book build .` alone does not put it there
     sys.path.insert(0, str(ROOT))
 
-from minivllm.viz import theme  # noqa: E402
+from minivllm.viz import palette, theme  # noqa: E402
 from tools.get_model import install_model  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def write_shared_files(app: Sphinx, error: Exception | None) -> None:
         "plotly": version("plotly"),
         "light": theme.template(theme.LIGHT),
         "dark": theme.template(theme.DARK),
-        "lightToDark": theme.light_to_dark(),
+        "lightToDark": {**theme.light_to_dark(), **palette.request_light_to_dark()},
     }
     text = "window.minivllmTheme = " + json.dumps(data, separators=(",", ":")) + ";\n"
     (static / "minivllm-theme.js").write_text(text, encoding="utf-8")

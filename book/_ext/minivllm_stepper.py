@@ -206,9 +206,7 @@ def add_assets(
     # Of no use where no kernel answers, and 130 kB for each widget (it holds view.js).
     files = context.get("script_files", [])
     files[:] = [
-        file
-        for file in files
-        if getattr(file, "attributes", {}).get("type") != WIDGET_STATE
+        file for file in files if getattr(file, "attributes", {}).get("type") != WIDGET_STATE
     ]
     if doctree is not None and has_stepper(doctree):
         app.add_css_file("stepper/view.css")
