@@ -264,6 +264,30 @@ def test_swap_keeps_what_was_computed():
     assert scheduler.stats.num_swapped_in_blocks == 3 + 2
 
 
+def test_who_shares_a_restored_block_was_not_swapped_in():
+    """A block comes back from the CPU; in the same step a newcomer finds it in the prefix cache."""
+    scheduler = make(
+        num_gpu_blocks=3,
+        max_model_len=12,
+        enable_prefix_caching=True,
+        preemption_mode="swap",
+        num_cpu_blocks=4,
+    )
+    prompt = [next(_token) for _ in range(5)]
+    scheduler.add_request(request("first", 4, max_tokens=6))
+    scheduler.add_request(Request("swapped", prompt, SamplingParams(max_tokens=4)))
+    step(scheduler)
+    step(scheduler)
+    assert scheduler.requests["swapped"].status is RequestStatus.PREEMPTED
+    scheduler.add_request(Request("sharer", prompt, SamplingParams(max_tokens=1)))
+    scheduler.finish_requests("first", RequestStatus.FINISHED_ABORTED)
+    output = step(scheduler)
+    snapshot = scheduler.history[output.step]
+    assert list(output.num_scheduled_tokens) == ["swapped", "sharer"]
+    assert [event["request_id"] for event in events(snapshot, "cache_hit")] == ["sharer"]
+    assert [event["request_id"] for event in events(snapshot, "swapped_in")] == ["swapped"]
+
+
 def test_swap_without_room_recomputes():
     scheduler = make(num_gpu_blocks=6, max_model_len=24, preemption_mode="swap", num_cpu_blocks=1)
     for id_ in ("r0", "r1", "r2"):

@@ -227,6 +227,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert owners == [id_ for id_ in owners if block_id in requests[id_]["block_table"]]
             assert (state in ".e") == (block_id in blocks["free_queue"])
             assert (state in "ec") == (blocks["block_hash"][block_id] is not None)
+        for way in ("out", "in"):
+            copies = [e["blocks"] for e in snapshot["events"] if e["type"] == f"swapped_{way}"]
+            assert sum(map(len, copies)) == snapshot["stats"][f"num_swapped_{way}_blocks"]
         for row in snapshot["scheduled"]:
             limits = {name: limit for name, limit in row["limits"].items() if limit is not None}
             assert row["num_new_tokens"] == min(limits.values()) == limits[row["cap"]]

@@ -116,12 +116,10 @@ class KVCacheManager:
         num_new_blocks = cdiv(num_tokens, block_size) - num_held_blocks
 
         if num_new_blocks > 0 or new_computed_blocks or full_sequence_must_fit:
-            # Reviving a free block takes it from the free queue, as handing it out would.
-            num_revived = sum(block.ref_cnt == 0 for block in new_computed_blocks)
-            num_wanted = max(num_new_blocks, 0)
-            if full_sequence_must_fit:
-                num_wanted = max(num_wanted, cdiv(request.num_tokens, block_size) - num_held_blocks)
-            if num_wanted + num_revived > self.block_pool.get_num_free_blocks():
+            num_blocks = self.get_num_blocks_to_allocate(
+                request, num_new_tokens, new_computed_blocks, full_sequence_must_fit
+            )
+            if num_blocks > self.block_pool.get_num_free_blocks():
                 return None
 
         self.req_to_blocks[request.request_id] = blocks
@@ -134,6 +132,28 @@ class KVCacheManager:
         if self.enable_caching:
             self._cache_blocks(request, blocks, num_tokens // block_size)
         return new_blocks
+
+    def get_num_blocks_to_allocate(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock] = (),
+        full_sequence_must_fit: bool = False,
+    ) -> int:
+        """Free blocks that `allocate_slots` wants, of the same arguments.
+
+        Source: vllm/v1/core/single_type_kv_cache_manager.py:89.
+        """
+        block_size = self.block_size
+        num_held_blocks = len(self.req_to_blocks.get(request.request_id, ()))
+        num_held_blocks += len(new_computed_blocks)
+        num_computed_tokens = request.num_computed_tokens + len(new_computed_blocks) * block_size
+        num_tokens = num_computed_tokens + num_new_tokens
+        if full_sequence_must_fit:
+            num_tokens = max(num_tokens, request.num_tokens)
+        # Reviving a free block takes it from the free queue, as handing it out would.
+        num_revived = sum(block.ref_cnt == 0 for block in new_computed_blocks)
+        return max(cdiv(num_tokens, block_size) - num_held_blocks, 0) + num_revived
 
     def _cache_blocks(
         self, request: Request, blocks: list[KVCacheBlock], num_full_blocks: int

@@ -289,7 +289,7 @@ class Scheduler:
         config = self.config
         manager = self.kv_cache_manager
         threshold = config.long_prefill_token_threshold
-        stopped_by = ""
+        stopped_by, num_blocks_needed = "", None
         while len(self.waiting):
             if token_budget == 0:
                 stopped_by = "max_num_batched_tokens"
@@ -314,24 +314,21 @@ class Scheduler:
                 break
             num_new_tokens = min(num_new_tokens, token_budget)
 
-            new_blocks = manager.allocate_slots(
-                request,
-                num_new_tokens,
-                new_computed_blocks,
-                full_sequence_must_fit=config.reserve_full_prompt,
-            )
-            if new_blocks is None:
+            wanted = (request, num_new_tokens, new_computed_blocks, config.reserve_full_prompt)
+            if manager.allocate_slots(*wanted) is None:
                 stopped_by = "num_gpu_blocks"
+                num_blocks_needed = manager.get_num_blocks_to_allocate(*wanted)
                 break
 
             self.waiting.pop_request()
             self.running.append(request)
-            if request.status is RequestStatus.PREEMPTED:
-                output.scheduled_resumed_reqs.append(request)
-            else:
-                output.scheduled_new_reqs.append(request)
+            resumed = request.status is RequestStatus.PREEMPTED
+            admitted = output.scheduled_resumed_reqs if resumed else output.scheduled_new_reqs
+            admitted.append(request)
+            copies: list[tuple[int, int]] = []
             if swapped_out:
-                output.blocks_to_swap_in += manager.swap_in(request)
+                copies = manager.swap_in(request)
+                output.blocks_to_swap_in += copies
             else:
                 output.stats.prefix_cache_queries += request.num_tokens
                 output.stats.prefix_cache_hits += num_cached_tokens
@@ -340,13 +337,13 @@ class Scheduler:
             output.num_scheduled_tokens[request.request_id] = num_new_tokens
             output.new_block_ids[request.request_id] = manager.get_block_ids(request.request_id)
             if self.recorder:
-                self.recorder.admitted(request, num_cached_tokens, output.blocks_to_swap_in)
-                kind = "resumed" if request.status is RequestStatus.PREEMPTED else "new"
+                self.recorder.admitted(request, resumed, copies)
+                kind = "resumed" if resumed else "new"
                 self.recorder.scheduled(kind, request, gap, token_budget, num_new_tokens)
             request.status = RequestStatus.RUNNING
             token_budget -= num_new_tokens
         if self.recorder and stopped_by:
-            self.recorder.admission_stopped(stopped_by)
+            self.recorder.admission_stopped(stopped_by, num_blocks_needed)
         return token_budget
 
     def _unschedule(self, victim: Request, output: SchedulerOutput) -> int:

@@ -343,12 +343,10 @@ class SnapshotRecorder:
     def preempting(self, victim: Request, request: Request, num_new_tokens: int) -> None:
         scheduler = self.scheduler
         manager = scheduler.kv_cache_manager
-        held = len(manager.req_to_blocks.get(request.request_id, ()))
-        slots = request.num_computed_tokens + num_new_tokens
         policy, keys = _victim_keys(scheduler.select_victim, scheduler.running)
         self._preemption = {
             "for_request_id": request.request_id,
-            "num_blocks_needed": -(-slots // manager.block_size) - held,
+            "num_blocks_needed": manager.get_num_blocks_to_allocate(request, num_new_tokens),
             "num_free_blocks": manager.block_pool.get_num_free_blocks(),
             "victim_policy": policy,
             "victim_keys": keys,
@@ -365,55 +363,33 @@ class SnapshotRecorder:
         if copies is not None:
             self.event("swapped_out", victim, blocks=[list(pair) for pair in copies])
 
-    def admitted(
-        self, request: Request, num_cached_tokens: int, blocks_to_swap_in: list[tuple[int, int]]
-    ) -> None:
-        resumed = request.status is RequestStatus.PREEMPTED
+    def admitted(self, request: Request, resumed: bool, copies: list[tuple[int, int]]) -> None:
         self.event(
             "resumed" if resumed else "admitted",
             request,
             num_computed_tokens=request.num_computed_tokens,
         )
-        table = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
-        if num_cached_tokens:
-            num_blocks = num_cached_tokens // self.scheduler.config.block_size
+        if request.num_cached_tokens:
+            table = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
+            num_blocks = request.num_cached_tokens // self.scheduler.config.block_size
             self.event(
-                "cache_hit", request, num_tokens=num_cached_tokens, block_ids=table[:num_blocks]
+                "cache_hit",
+                request,
+                num_tokens=request.num_cached_tokens,
+                block_ids=table[:num_blocks],
             )
-        owned = set(table)
-        copies = [list(pair) for pair in blocks_to_swap_in if pair[1] in owned]
         if copies:
-            self.event("swapped_in", request, blocks=copies)
+            self.event("swapped_in", request, blocks=[list(pair) for pair in copies])
 
-    def admission_stopped(self, reason: str) -> None:
+    def admission_stopped(self, reason: str, num_blocks_needed: int | None = None) -> None:
         scheduler = self.scheduler
-        request = scheduler.waiting.peek_request()
         data = {}
-        if reason == "num_gpu_blocks":
+        if num_blocks_needed is not None:
             data = {
-                "num_blocks_needed": self._blocks_needed(request),
+                "num_blocks_needed": num_blocks_needed,
                 "num_free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             }
-        self.event("admission_stopped", request, reason=reason, **data)
-
-    def _blocks_needed(self, request: Request) -> int:
-        """Blocks that admission asked for in vain."""
-        config = self.scheduler.config
-        manager = self.scheduler.kv_cache_manager
-        cached: list[KVCacheBlock] = []
-        num_cached_tokens = 0
-        if request.num_computed_tokens == 0:
-            cached, num_cached_tokens = manager.get_computed_blocks(request)
-        num_computed_tokens = request.num_computed_tokens + num_cached_tokens
-        num_tokens = request.num_tokens
-        if not config.reserve_full_prompt:
-            left = config.max_num_batched_tokens - sum(
-                row["num_new_tokens"] for row in self._scheduled
-            )
-            threshold = config.long_prefill_token_threshold or left
-            num_tokens = min(num_tokens, num_computed_tokens + min(left, threshold))
-        num_revived = sum(block.ref_cnt == 0 for block in cached)
-        return -(-num_tokens // config.block_size) - len(cached) + num_revived
+        self.event("admission_stopped", scheduler.waiting.peek_request(), reason=reason, **data)
 
     def _evicted(self, block: KVCacheBlock) -> None:
         assert block.block_hash is not None
