@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from minivllm.viz.runs import plural, steps_of, tick
-from minivllm.viz.theme import COLORS
+from minivllm.viz.theme import COLORS, filled
 
 STATES = (
     # name, letters of the snapshot's block states, colour, pattern
@@ -43,16 +43,7 @@ def kv_usage(source: Any) -> go.Figure:
             x=x,
             y=counts,
             name=name,
-            marker={
-                "color": color,
-                "line": {"width": 0},
-                "pattern": {
-                    "shape": pattern,
-                    "fillmode": "overlay",
-                    "fgcolor": COLORS.paper,
-                    "size": 6,
-                },
-            },
+            marker=filled(color, pattern),
             customdata=totals,
             hovertemplate=f"step %{{x}}: %{{y}} of %{{customdata}} blocks {name}<extra></extra>",
         )

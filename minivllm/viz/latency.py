@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from minivllm.core.stats import RequestMetrics
 from minivllm.viz.runs import arrival_order, check_requests, plural, steps_of
-from minivllm.viz.theme import COLORS
+from minivllm.viz.theme import COLORS, filled, request_axis
 
 
 @dataclass
@@ -74,16 +74,7 @@ def latency(
             base=base,
             width=width,
             name=name,
-            marker={
-                "color": color,
-                "line": {"width": 0},
-                "pattern": {
-                    "shape": pattern,
-                    "fillmode": "overlay",
-                    "fgcolor": COLORS.paper,
-                    "size": 6,
-                },
-            },
+            marker=filled(color, pattern),
             customdata=[
                 (say(value), say(profile.tokens[0] * scale))
                 for value, profile in zip(scaled, profiles)
@@ -126,12 +117,7 @@ def latency(
             "tickformat": "~g",
             "hoverformat": digits,
         },
-        yaxis={
-            "title": {"text": "request"},
-            "categoryorder": "array",
-            "categoryarray": ids[::-1],
-            "type": "category",
-        },
+        yaxis=request_axis(ids),
         height=max(260, min(150 + 34 * len(ids), 1600)),
         meta={
             "alt": f"Latency of {plural(len(ids), 'request')}: the time to the first token lies "

@@ -10,6 +10,7 @@ No Plotly is imported here: a template is plain data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -131,4 +132,20 @@ def template(palette: Palette, *, transparent: bool = True) -> dict[str, Any]:
             "annotationdefaults": {"font": {"color": palette.ink}, "arrowcolor": palette.muted},
             "shapedefaults": {"line": {"color": palette.muted}},
         }
+    }
+
+
+def filled(color: str, pattern: str = "") -> dict[str, Any]:
+    """A Plotly marker for bars: a colour, and a pattern as the second cue beside it."""
+    look = {"shape": pattern, "fillmode": "overlay", "fgcolor": COLORS.paper, "size": 6}
+    return {"color": color, "line": {"width": 0}, "pattern": look}
+
+
+def request_axis(request_ids: Sequence[str]) -> dict[str, Any]:
+    """A Plotly y axis with one row for each request, the first on top."""
+    return {
+        "title": {"text": "request"},
+        "categoryorder": "array",
+        "categoryarray": list(reversed(request_ids)),
+        "type": "category",
     }

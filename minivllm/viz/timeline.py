@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from minivllm.core.snapshot import Snapshot
 from minivllm.viz.runs import arrival_order, check_requests, plural, steps_of, tick
-from minivllm.viz.theme import COLORS
+from minivllm.viz.theme import COLORS, request_axis
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,7 @@ def timeline(source: Any, requests: Sequence[str] | None = None) -> go.Figure:
             "dtick": tick(len(steps)),
             "range": [first - 0.6, last + 0.9],
         },
-        yaxis={
-            "title": {"text": "request"},
-            "categoryorder": "array",
-            "categoryarray": ids[::-1],
-            "type": "category",
-        },
+        yaxis=request_axis(ids),
         height=max(260, min(150 + 30 * len(ids), 1600)),
         meta={
             "alt": f"Timeline of {plural(len(ids), 'request')} over {plural(len(steps), 'step')}, "
