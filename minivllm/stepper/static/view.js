@@ -428,6 +428,8 @@ class Run {
     this.#forget();
   }
 
+  #moments = {};
+
   #forget() {
     /** Ids in order of arrival. */
     this.ids = [];
@@ -511,6 +513,9 @@ class Run {
 
   /** Steps worth a jump: `{step, text}`. */
   moments() {
+    if (this.#moments.length === this.steps.length && this.#moments.version === this.version) {
+      return this.#moments.found;
+    }
     const found = [];
     for (const snapshot of this.steps) {
       for (const type of ["preempted", "swapped_in", "refused"]) {
@@ -518,6 +523,7 @@ class Run {
         if (event) found.push({ step: snapshot.step, type, id: event.request_id });
       }
     }
+    this.#moments = { found, length: this.steps.length, version: this.version };
     return found;
   }
 }
@@ -626,6 +632,7 @@ class BudgetPanel {
   draw({ snapshot, identities }) {
     const { max_num_batched_tokens: most, spent } = snapshot.budget;
     setText(this.sum, `${spent} of ${most} tokens`);
+    this.bar.dataset.many = snapshot.scheduled.length > 40;
     reconcile(
       this.bar,
       this.#segments,
@@ -852,7 +859,7 @@ class QueuesPanel {
   }
 
   #positions({ animate }) {
-    if (!animate || this.running.isLong || this.waiting.isLong) return null;
+    if (!animate || this.element.querySelectorAll(".mv-row").length > 24) return null;
     const rows = this.element.querySelectorAll(".mv-row");
     return new Map(Array.from(rows, (row) => [row.dataset.row, row.getBoundingClientRect()]));
   }
@@ -966,10 +973,13 @@ class BlockGrid {
     bar.style.background = this.#background(owners[id]);
     if (owners[id].length) this.identities.paint(cell, owners[id][0]);
     else delete cell.dataset.colour;
-    const isShared = owners[id].length > 1;
-    setText(owner, owners[id].length ? (isShared ? owners[id].length > 2 ? `${owners[id].length} req` : owners[id].map(shortId).join("+") : shortId(owners[id][0])) : state[id] === "0" ? "∅" : "");
+    setText(owner, state[id] === "0" ? "∅" : this.#ownerWord(owners[id]));
     setText(count, refs[id] > 1 ? `×${refs[id]}` : "");
     setAttribute(cell, "aria-label", describeBlock(snapshot, id));
+  }
+
+  #ownerWord(owners) {
+    return owners.length > 2 ? `${owners.length} own` : owners.map(shortId).join("+");
   }
 
   /** A shared block shows its owners as bands. */
@@ -996,7 +1006,7 @@ class BlockGrid {
   }
 
   mark(isLit) {
-    this.#cells.forEach((cell, id) => cell.classList.toggle("is-lit", isLit(id)));
+    this.#cells.forEach((cell, id) => cell.classList.toggle("is-lit", isLit !== null && isLit(id)));
   }
 
   rectOf(id) {
@@ -1008,6 +1018,8 @@ class BlockGrid {
 class BlockCanvas {
   #lit = null;
   #cursor = 1;
+  #width = 0;
+  #painted = [];
 
   constructor(identities, colours, onBlock) {
     this.identities = identities;
@@ -1039,9 +1051,16 @@ class BlockCanvas {
     this.#paint();
   }
 
+  /** The width has changed, or the theme: measure and paint all of it again. */
+  reset() {
+    this.#width = 0;
+    this.#painted = [];
+  }
+
   #layout() {
     const numBlocks = this.view.snapshot.blocks.state.length;
-    const width = this.element.clientWidth || 320;
+    if (!this.#width) this.#width = this.element.clientWidth || 320;
+    const width = this.#width;
     this.size = clamp(Math.floor(Math.sqrt((width * 380) / numBlocks)), 5, 18);
     this.perRow = Math.max(1, Math.floor(width / this.size));
     const height = Math.ceil(numBlocks / this.perRow) * this.size;
@@ -1051,49 +1070,60 @@ class BlockCanvas {
       this.canvas.width = w;
       this.canvas.height = hgt;
       this.canvas.style.height = `${height}px`;
+      this.#painted = [];
     }
     this.ratio = ratio;
   }
 
+  /** Blocks that look as they did are left alone: most of them, in most steps. */
   #paint() {
     const { snapshot, fills, taken } = this.view;
     const { state, owners } = snapshot.blocks;
     const context = this.canvas.getContext("2d");
-    const [size, inner] = [this.size, this.size - 1];
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    const cursor = document.activeElement === this.element ? this.#cursor : -1;
     for (let id = 0; id < state.length; id += 1) {
-      const x = (id % this.perRow) * size;
-      const y = Math.floor(id / this.perRow) * size;
-      context.globalAlpha = this.#lit && !this.#lit(id) ? 0.22 : 1;
-      context.fillStyle = this.colours.get("free");
-      context.fillRect(x, y, inner, inner);
-      const share = (fills.get(id)?.fill ?? 0) * inner;
-      owners[id].slice(0, 3).forEach((owner, i, all) => {
-        context.fillStyle = this.colours.get(`c${this.identities.colour(owner)}`);
-        context.fillRect(x + (inner * i) / all.length, y + inner - share, inner / all.length, share);
-      });
-      this.#marks(context, { id, x, y, inner, state: state[id], owners: owners[id], taken });
+      const fill = fills.get(id)?.fill ?? 0;
+      const isDim = this.#lit !== null && !this.#lit(id);
+      const look = `${state[id]}${owners[id].join()}/${fill}${isDim}${taken.has(id)}${id === cursor}`;
+      if (this.#painted[id] === look) continue;
+      this.#painted[id] = look;
+      this.#paintBlock(context, id, { fill, isDim, isCursor: id === cursor });
     }
+  }
+
+  #paintBlock(context, id, { fill, isDim, isCursor }) {
+    const { state, owners } = this.view.snapshot.blocks;
+    const [size, inner] = [this.size, this.size - 1];
+    const x = (id % this.perRow) * size;
+    const y = Math.floor(id / this.perRow) * size;
+    context.clearRect(x, y, size, size);
+    context.globalAlpha = isDim ? 0.22 : 1;
+    context.fillStyle = this.colours.get("free");
+    context.fillRect(x, y, inner, inner);
+    const share = fill * inner;
+    owners[id].slice(0, 3).forEach((owner, i, all) => {
+      context.fillStyle = this.colours.get(`c${this.identities.colour(owner)}`);
+      context.fillRect(x + (inner * i) / all.length, y + inner - share, inner / all.length, share);
+    });
+    if (inner >= 8) this.#mark(context, { x, y, inner, state: state[id], owners: owners[id] });
+    if (this.view.taken.has(id)) this.#frame(context, "alarm", x, y, inner);
+    if (isCursor) this.#frame(context, "ink", x, y, inner);
     context.globalAlpha = 1;
   }
 
-  #marks(context, { id, x, y, inner, state, owners, taken }) {
+  /** The second cues, where there is room: a tick for the pattern, a corner for cached. */
+  #mark(context, { x, y, inner, state, owners }) {
     context.fillStyle = this.colours.get("ink");
-    if (owners.length === 1 && this.identities.pattern(owners[0])) {
-      context.fillRect(x + inner / 2 - 0.5, y + inner - 2, 1 + this.identities.pattern(owners[0]), 2);
-    }
+    const pattern = owners.length === 1 ? this.identities.pattern(owners[0]) : 0;
+    if (pattern) context.fillRect(x + inner / 2 - pattern, y + inner - 2, 2 * pattern, 2);
     if (state === "c" || state === "e") context.fillRect(x + inner - 2, y, 2, 2);
-    if (taken.has(id)) {
-      context.strokeStyle = this.colours.get("alarm");
-      context.lineWidth = 1.5;
-      context.strokeRect(x + 0.75, y + 0.75, inner - 1.5, inner - 1.5);
-    }
-    if (id === this.#cursor && document.activeElement === this.element) {
-      context.strokeStyle = this.colours.get("ink");
-      context.lineWidth = 2;
-      context.strokeRect(x, y, inner, inner);
-    }
+  }
+
+  #frame(context, colour, x, y, inner) {
+    context.strokeStyle = this.colours.get(colour);
+    context.lineWidth = 1.6;
+    context.strokeRect(x + 0.8, y + 0.8, inner - 1.6, inner - 1.6);
   }
 
   #blockAt(event) {
@@ -1114,8 +1144,9 @@ class BlockCanvas {
   }
 
   mark(isLit) {
+    const isChanged = this.#lit !== isLit || isLit !== null;
     this.#lit = isLit;
-    if (this.view) this.#paint();
+    if (isChanged) this.#paint();
   }
 
   rectOf(id) {
@@ -1183,6 +1214,10 @@ class PoolPanel {
     this.#drawCpu();
   }
 
+  reset() {
+    this.canvas.reset();
+  }
+
   #drawQueue({ free_queue: queue, state }) {
     const most = 14;
     const items = queue.slice(0, most).map((id) =>
@@ -1234,7 +1269,7 @@ class PoolPanel {
     const isTracing = request !== null || block !== null;
     const isLit = (id) => id === block || (request !== null && owners[id].includes(request));
     this.element.classList.toggle("is-tracing", isTracing);
-    this.surface.mark(isTracing ? isLit : () => true);
+    this.surface.mark(isTracing ? isLit : null);
     const isKnown = block !== null && block < owners.length;
     setText(this.readout, isKnown ? describeBlock(snapshot, block) : "");
     this.#drawTable(request);
@@ -1314,14 +1349,18 @@ class TimelinePanel {
   draw(view) {
     this.view = view;
     const { run, step } = view;
-    const width = this.wrap.clientWidth || 600;
-    const state = this.#measure(run, step, width);
+    this.width ||= this.wrap.clientWidth || 600;
+    const state = this.#measure(run, step, this.width);
     const isSame = Object.keys(state).every((key) => state[key] === this.#drawn[key]);
     if (!isSame || run.steps.length < this.#drawn.numSteps) this.#paintAll(state, run);
     else if (run.steps.length > this.#drawn.numSteps) this.#paintMore(run);
     this.#placeCursor(run.at(step));
     this.#rest();
     this.#drawMoments(run, step);
+  }
+
+  reset() {
+    this.width = 0;
   }
 
   /** Columns for more steps than there are yet, so that a growing run seldom rescales. */
@@ -1355,10 +1394,12 @@ class TimelinePanel {
     const every = Math.ceil(11 / rowHeight);
     run.ids.forEach((id, index) => {
       if (index % every) return;
-      context.fillStyle = colours.get(`c${this.identities.colour(id)}`);
-      context.fillRect(0, index * rowHeight + 2, 3, Math.max(rowHeight * Math.min(every, 1) - 4, 6));
+      if (every === 1) {
+        context.fillStyle = colours.get(`c${this.identities.colour(id)}`);
+        context.fillRect(0, index * rowHeight + 2, 3, rowHeight - 4);
+      }
       context.fillStyle = colours.get("ink");
-      context.fillText(id.length > 7 ? `${id.slice(0, 6)}…` : id, 7, (index + 0.5 * Math.min(every, 2)) * rowHeight);
+      context.fillText(id.length > 7 ? `${id.slice(0, 6)}…` : id, 7, Math.max((index + 0.5) * rowHeight, 6));
     });
     this.#drawn.mosts = LANES.map((lane) => lane.most(run));
     LANES.forEach((lane, index) => {
@@ -1411,9 +1452,9 @@ class TimelinePanel {
       const y = index.get(id) * rowHeight;
       const tokens = row.num_scheduled_tokens;
       if (tokens) {
-        const height = tokens > 1 ? rowHeight - 2 * pad : Math.max((rowHeight - 2 * pad) * 0.42, 0.6);
+        const height = tokens > 1 || rowHeight < 5 ? rowHeight - 2 * pad : (rowHeight - 2 * pad) * 0.42;
         context.fillStyle = colours.get(`c${this.identities.colour(id)}`);
-        context.globalAlpha = tokens > 1 ? clamp(0.55 + Math.log2(tokens) / 12, 0.6, 1) : 0.9;
+        context.globalAlpha = tokens > 1 ? clamp(0.55 + Math.log2(tokens) / 12, 0.6, 1) : rowHeight < 5 ? 0.5 : 0.9;
         context.fillRect(x, y + (rowHeight - height) / 2, w, height);
         context.globalAlpha = 1;
       } else {
@@ -1569,6 +1610,11 @@ class BranchView {
   highlight(focus) {
     this.pool.highlight(focus);
   }
+
+  /** Sizes or colours have changed: canvases measure and paint anew. */
+  reset() {
+    for (const each of this.panels) each.reset?.();
+  }
 }
 
 // --- controls ---------------------------------------------------------------------------------------
@@ -1609,7 +1655,7 @@ class Field {
     this.element = h(
       "div",
       { class: "mv-field", data: { field: name } },
-      h("label", { for: id }, label, h("code", {}, name)),
+      h("label", { for: id }, label, KNOBS.includes(name) || REQUEST_KEYS.includes(name) ? h("code", {}, name) : null),
       input,
       this.message,
     );
@@ -2037,9 +2083,13 @@ class Stepper {
       if (id && !event.target.closest(".mv-abort, .mv-moment")) this.select(this.pinned === id ? null : id);
     });
     on(this.frame, "keydown", (event) => this.#onKey(event));
+    const redraw = () => {
+      for (const view of Object.values(this.views)) view.reset();
+      this.#draw();
+    };
     const retheme = () => {
       this.colours.refresh();
-      this.#draw();
+      redraw();
     };
     const observer = new MutationObserver(retheme);
     observer.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
@@ -2049,7 +2099,7 @@ class Stepper {
     const sizes = new ResizeObserver(([entry]) => {
       if (Math.abs(entry.contentRect.width - width) < 1) return;
       width = entry.contentRect.width;
-      this.#draw();
+      redraw();
     });
     sizes.observe(this.branches);
     this.#cleanups.push(() => observer.disconnect(), () => sizes.disconnect());
@@ -2303,6 +2353,7 @@ class Stepper {
     this.forkWords = [`as it was: ${words(this.main.config)}`, `what if ${words(knobs)}, from step ${step}`];
     this.views.fork = this.#newView("fork");
     this.branches.append(this.views.fork.element);
+    this.views.main.reset();
   }
 
   /** Take an answer that someone else asked for: Python, or another view of the same session. */
@@ -2325,8 +2376,10 @@ class Stepper {
 
   #dropFork() {
     this.fork = null;
-    this.views?.fork?.element.remove();
-    if (this.views) delete this.views.fork;
+    if (!this.views?.fork) return;
+    this.views.fork.element.remove();
+    delete this.views.fork;
+    this.views.main.reset();
   }
 
   /** Pin a request, or none. */

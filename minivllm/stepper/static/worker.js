@@ -13,20 +13,18 @@ const count = (bytes) => {
   self.postMessage({ loaded });
 };
 
-/** Count the bytes of every answer while it streams in. */
+/** Fetch, and count the bytes of a copy: the browser keeps compiled code for the original alone. */
 const countingFetch = async (...request) => {
   const response = await fetchFromNetwork(...request);
-  if (!response.ok || !response.body) return response;
-  const counter = new TransformStream({
-    transform(chunk, controller) {
-      count(chunk.byteLength);
-      controller.enqueue(chunk);
-    },
-  });
-  const { status, statusText } = response;
-  const headers = new Headers(response.headers);
-  if (String(request[0]).endsWith(".wasm")) headers.set("content-type", "application/wasm");
-  return new Response(response.body.pipeThrough(counter), { status, statusText, headers });
+  if (response.ok) countBytes(response.clone());
+  return response;
+};
+
+const countBytes = async (copy) => {
+  const reader = copy.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    count(part.value.byteLength);
+  }
 };
 
 /** Python, with minivllm's scheduler and its session; its answer function. */
