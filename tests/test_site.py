@@ -167,6 +167,13 @@ def figure_page() -> str:
     )
 
 
+def test_no_cell_leaves_warnings_or_progress_bars_on_its_page(site: Path) -> None:
+    """stderr fails a build with -W; a progress bar is a widget, which no static page can show."""
+    pages = {path.name: path.read_text("utf-8") for path in site.rglob("*.html")}
+    assert [name for name, text in pages.items() if 'class="output stderr' in text] == []
+    assert [name for name, text in pages.items() if "jupyter.widget-state+json" in text] == []
+
+
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_a_figure_follows_the_theme_and_the_window(page: Page, site_url: str, size: Any) -> None:
     page.route(

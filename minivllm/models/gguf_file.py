@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,9 @@ def _dequantised(
 
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     total = sum(int(tensor.n_elements) * 4 for _, tensor in tensors)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"Converting {title}, once") as bar:
+    quiet = "TQDM_DISABLE" in os.environ  # tqdm's notebook class does not look
+    desc = f"Converting {title}, once"
+    with tqdm(total=total, unit="B", unit_scale=True, desc=desc, disable=quiet) as bar:
         for name, tensor in tensors:
             array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
             part = name.split(".")[-2]
