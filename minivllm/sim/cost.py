@@ -10,8 +10,9 @@ Only +, ×, ÷ and max: the same numbers come out on every IEEE machine, a brows
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,11 @@ from minivllm.core.request import Request
 from minivllm.sim.checks import check_number
 from minivllm.sim.hardware import GIB, HardwareSpec, get_hardware
 from minivllm.sim.models import ModelSpec, get_model
+
+
+def scheduled_requests(plan: SchedulerOutput) -> Iterator[Request]:
+    """Every request that computes something in a step: the running, then the admitted."""
+    return chain(plan.scheduled_running_reqs, plan.scheduled_resumed_reqs, plan.scheduled_new_reqs)
 
 
 @dataclass(slots=True)
@@ -56,14 +62,9 @@ class StepLoad:
         """The load of a step that the scheduler has planned."""
         load = cls(swap_blocks=len(plan.blocks_to_swap_out) + len(plan.blocks_to_swap_in))
         num_tokens = plan.num_scheduled_tokens
-        for requests in (
-            plan.scheduled_running_reqs,
-            plan.scheduled_resumed_reqs,
-            plan.scheduled_new_reqs,
-        ):
-            for request in requests:
-                computed = request.num_computed_tokens
-                load.add(num_tokens[request.request_id], computed, computed == request.num_tokens)
+        for request in scheduled_requests(plan):
+            computed = request.num_computed_tokens
+            load.add(num_tokens[request.request_id], computed, computed == request.num_tokens)
         return load
 
     @classmethod
@@ -196,7 +197,7 @@ class RooflineCost:
             ValueError: if the weights alone do not fit.
         """
         model, hardware, tp = self.model, self.hardware, self.tensor_parallel
-        share = check_number("gpu_memory_utilization", gpu_memory_utilization, above=0)
+        share = check_number("gpu_memory_utilization", gpu_memory_utilization, above=0, most=1)
         width = hardware.bytes_per_value
         weights = model.num_params * width
         # Residual stream, its normed copy and the MLP's inner values, for every token of a step.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.sim.models import lookup
+from minivllm.sim.checks import lookup
 
 GIB = 1 << 30
 
@@ -96,6 +96,4 @@ def get_hardware(name: str | HardwareSpec) -> HardwareSpec:
     Raises:
         ValueError: naming the machines that are known.
     """
-    if isinstance(name, HardwareSpec):
-        return name
-    return lookup("gpu", name, HARDWARE)
+    return lookup("gpu", name, HARDWARE, HardwareSpec)

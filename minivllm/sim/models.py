@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TypeVar
 
-T = TypeVar("T")
+from minivllm.sim.checks import lookup
 
 
 @dataclass(frozen=True)
@@ -123,16 +120,4 @@ def get_model(name: str | ModelSpec) -> ModelSpec:
     Raises:
         ValueError: naming the models that are known.
     """
-    if isinstance(name, ModelSpec):
-        return name
-    return lookup("model", name, MODELS)
-
-
-def lookup(field: str, name: object, table: Mapping[str, T]) -> T:
-    """`table[name]`, or an error that names the field and suggests what was meant."""
-    key = str(name).lower()
-    if key in table:
-        return table[key]
-    close = get_close_matches(key, table, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{field} {name!r} is not known; known are {', '.join(sorted(table))}.{hint}")
+    return lookup("model", name, MODELS, ModelSpec)

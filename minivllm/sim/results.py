@@ -140,14 +140,11 @@ class SLO:
 
     def met(self, record: RequestRecord) -> bool:
         """Whether a request was served so."""
-        return all(
-            limit is None or getattr(record, name) <= limit
-            for name, limit in (
-                ("ttft", self.ttft),
-                ("tpot", self.tpot),
-                ("max_itl", self.max_itl),
-                ("e2e", self.e2e),
-            )
+        return (
+            (self.ttft is None or record.ttft <= self.ttft)
+            and (self.tpot is None or record.tpot <= self.tpot)
+            and (self.max_itl is None or record.max_itl <= self.max_itl)
+            and (self.e2e is None or record.e2e <= self.e2e)
         )
 
 
@@ -298,6 +295,12 @@ class LittlesLaw:
 
 PERCENTILES = (50, 90, 99)
 
+METRICS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2e": "E2E", "queue_time": "queue"}
+"""Latencies that every run counts in a histogram, and what a table calls them."""
+
+RECORD_METRICS = ("ttft", "tpot", "max_itl", "e2e", "queue_time")
+"""Latencies of a single request."""
+
 
 @dataclass
 class SimResult:
@@ -355,40 +358,49 @@ class SimResult:
         return sorted({record.kind for record in self.records})
 
     def values(self, metric: str, kind: str | None = None) -> list[float]:
-        """A metric of the records, sorted: `ttft`, `tpot`, `max_itl`, `e2e`, `queue_time`."""
+        """A metric of the records, sorted: `ttft`, `tpot`, `max_itl`, `e2e`, `queue_time`.
+
+        A request with a single output token has no time between tokens: it is left out of `tpot`
+        and `max_itl`, as in `vllm bench serve`.
+
+        Raises:
+            ValueError: on an unknown metric.
+        """
+        if metric not in RECORD_METRICS:
+            known = ", ".join(sorted({*METRICS, *RECORD_METRICS}))
+            raise ValueError(f"metric {metric!r} is not known; known are {known}")
+        least = 2 if metric in ("tpot", "max_itl") else 1
         return sorted(
             getattr(record, metric)
             for record in self.records
-            if kind is None or record.kind == kind
+            if record.output_len >= least and (kind is None or record.kind == kind)
         )
 
     def percentile(self, metric: str, percent: float, kind: str | None = None) -> float:
-        """A percentile of a metric: exact while all records are there; `itl` to 1 %.
+        """A percentile of a metric: exact while all records are kept; to 1 % beyond, and for
+        `itl`; of the sample, beyond, for `max_itl` and for one kind.
 
         Raises:
             ValueError: on an unknown metric, or `itl` of one kind (it is not kept apart).
         """
-        check_number("percent", percent, least=0)
-        if metric == "itl":
-            if kind is not None:
-                raise ValueError("itl is not kept for each kind; ask for tpot or max_itl")
-            return self.itl.percentile(percent)
-        if metric not in ("ttft", "tpot", "max_itl", "e2e", "queue_time"):
-            raise ValueError(
-                f"metric {metric!r} is not known; known are ttft, itl, tpot, max_itl, e2e, "
-                f"queue_time"
-            )
+        check_number("percent", percent, least=0, most=100)
+        if metric == "itl" and kind is not None:
+            raise ValueError("itl is not kept for each kind; ask for tpot or max_itl")
+        all_kept = len(self.records) == self.num_finished
+        if metric == "itl" or (metric in METRICS and kind is None and not all_kept):
+            histogram: Histogram = getattr(self, metric)
+            return histogram.percentile(percent)
         return percentile(self.values(metric, kind), percent)
 
     def goodput(self, slo: SLO) -> float:
-        """Requests a second that met an SLO; from the sample, if the records are one."""
-        if not self.records or not self.duration:
+        """Requests a second that met an SLO; NaN if no records are kept to tell by."""
+        if not self.num_finished or not self.duration:
             return 0.0
-        share = sum(slo.met(record) for record in self.records) / len(self.records)
-        return share * self.num_finished / self.duration
+        return self.attainment(slo) * self.num_finished / self.duration
 
     def attainment(self, slo: SLO) -> float:
-        """Share of the finished requests that met an SLO, 0 to 1; NaN of none."""
+        """Share of the finished requests that met an SLO, 0 to 1, of the sample, if the records
+        are one; NaN of none."""
         if not self.records:
             return math.nan
         return sum(slo.met(record) for record in self.records) / len(self.records)
@@ -453,7 +465,7 @@ class SimResult:
             "request_throughput": self.request_throughput,
             "output_throughput": self.output_throughput,
         }
-        for metric in ("ttft", "itl", "tpot", "e2e", "queue_time"):
+        for metric in METRICS:
             histogram: Histogram = getattr(self, metric)
             row[f"mean_{metric}"] = histogram.mean
             for percent in PERCENTILES:
@@ -512,17 +524,14 @@ class SimResult:
                 f"goodput {row['goodput']:.2f} req/s: {row['slo_attainment']:.1%} met the SLO"
             )
         lines += ["", _line("seconds", "mean", "p50", "p90", "p99", "max")]
-        for metric, title in (
-            ("ttft", "TTFT"), ("itl", "ITL"), ("tpot", "TPOT"), ("e2e", "E2E"),
-            ("queue_time", "queue"),
-        ):  # fmt: skip
+        for metric, title in METRICS.items():
             values = [row[f"mean_{metric}"], *(row[f"p{p}_{metric}"] for p in PERCENTILES)]
             values.append(getattr(self, metric).high)
             lines.append(_line(title, *(f"{value:.4f}" for value in values)))
         if len(self.kinds) > 1:
             for kind in self.kinds:
                 for metric in ("ttft", "max_itl"):
-                    ordered = self.values(metric, kind)
+                    ordered = self.values(metric, kind) or [math.nan]
                     values = [sum(ordered) / len(ordered)]
                     values += [percentile(ordered, p) for p in (*PERCENTILES, 100)]
                     lines.append(_line(f"{kind} {metric}", *(f"{value:.4f}" for value in values)))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from minivllm.core import SchedulerConfig
+from minivllm.core.config import check_int
+from minivllm.sim.checks import check_number
 from minivllm.sim.cost import CostModel, RooflineCost, roofline
 from minivllm.sim.hardware import HardwareSpec, get_hardware
 from minivllm.sim.models import ModelSpec, get_model
@@ -63,6 +65,12 @@ class Scenario:
     def __post_init__(self) -> None:
         get_model(self.model)
         get_hardware(self.gpu)
+        check_int("tensor_parallel", self.tensor_parallel, 1)
+        check_int("seed", self.seed, 0)
+        share = self.gpu_memory_utilization
+        check_number("gpu_memory_utilization", share, above=0, most=1)
+        if self.until is not None:
+            check_number("until", self.until, above=0)
         for knob in self.knobs:
             if knob not in KNOBS:
                 known = ", ".join(sorted(KNOBS))

@@ -16,17 +16,22 @@ import math
 import time as wall_clock
 from collections.abc import Callable, Sequence
 from operator import sub
+from typing import Any
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
 from minivllm.core.config import check_choice, check_int
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.sim.checks import check_number
-from minivllm.sim.cost import CostModel, StepLoad
+from minivllm.sim.cost import CostModel, StepLoad, scheduled_requests
 from minivllm.sim.results import RequestRecord, SimResult
 from minivllm.sim.workload import Arrival, Source, Workload
 
 MAX_NUM_REFUSALS = 5
 """Of refused requests, the reasons of so many are kept."""
+
+MAX_REFUSED_IN_A_ROW = 100_000
+"""After so many, with nothing running, a run gives up: users who never think, and whose every
+request is refused, would ask for ever without the clock moving."""
 
 
 class Clock:
@@ -88,6 +93,7 @@ class Simulation:
         self._steady = False
         """Whether the last step gave a token to every running request."""
         self._last_end = 0.0
+        self._refused_in_a_row = 0
         self._groups: dict[str, int] = {}
 
     # --- arrivals -------------------------------------------------------------------------
@@ -102,6 +108,7 @@ class Simulation:
         accepted = self.scheduler.add_request(request)
         self.clock.now = now
         if accepted:
+            self._refused_in_a_row = 0
             self._arrivals[request.request_id] = (index, arrival)
             self._tokens[request.request_id] = 2 * index
             self.result.timeline.at(arrival.time).arrivals += 1
@@ -113,6 +120,12 @@ class Simulation:
         self.result.num_refused += 1
         if len(self.result.refusals) < MAX_NUM_REFUSALS:
             self.result.refusals.append(request.error)
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row > MAX_REFUSED_IN_A_ROW and not self.scheduler.requests:
+            raise ValueError(
+                f"workload: {self._refused_in_a_row:,} requests refused in a row, and none is "
+                f"running. The latest: {request.error}"
+            )
         self.source.finished(now)
 
     def _make_request(self, index: int, arrival: Arrival) -> Request:
@@ -169,6 +182,8 @@ class Simulation:
             tokens = self._sample(plan)
         start = clock.now
         seconds = self.cost.step_time(load)
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"cost: a step must take a positive, finite time, got {seconds} s")
         end = start + seconds
         clock.now = end
 
@@ -221,14 +236,9 @@ class Simulation:
     def _sample(self, plan: SchedulerOutput) -> dict[str, int]:
         """A token for each request whose last known token this step computes."""
         tokens = {}
-        for requests in (
-            plan.scheduled_running_reqs,
-            plan.scheduled_resumed_reqs,
-            plan.scheduled_new_reqs,
-        ):
-            for request in requests:
-                if request.num_computed_tokens == request.num_tokens:
-                    tokens[request.request_id] = self._tokens[request.request_id]
+        for request in scheduled_requests(plan):
+            if request.num_computed_tokens == request.num_tokens:
+                tokens[request.request_id] = self._tokens[request.request_id]
         self._steady = len(tokens) == len(self.scheduler.running)
         return tokens
 
@@ -245,11 +255,9 @@ class Simulation:
             itl.add(end - self._last_end, len(outputs))
             if all(output.finish_reason is None for output in outputs):
                 return
-        running = {r.request_id: r for r in plan.scheduled_running_reqs}
-        for requests in (plan.scheduled_resumed_reqs, plan.scheduled_new_reqs):
-            running.update((r.request_id, r) for r in requests)
+        requests = {request.request_id: request for request in scheduled_requests(plan)}
         for output in outputs:
-            request = running[output.request_id]
+            request = requests[output.request_id]
             if not steady:
                 times = request.metrics.token_times
                 if len(times) > 1:
@@ -292,6 +300,8 @@ class Simulation:
         started = wall_clock.perf_counter()
         while self.step():
             pass
+        for _, arrival in self._arrivals.values():  # in flight when `until` came
+            self.result.timeline.at(arrival.time).sojourn += self.clock.now - arrival.time
         self.result.duration = self.clock.now
         self.result.stats = self.scheduler.stats.to_dict()
         self.result.wall_time = wall_clock.perf_counter() - started
@@ -299,17 +309,9 @@ class Simulation:
 
 
 def simulate(
-    workload: Workload,
-    cost: CostModel,
-    config: SchedulerConfig,
-    *,
-    seed: int = 0,
-    until: float | None = None,
-    on_refused: str = "raise",
-    max_records: int = 100_000,
-    on_step: Callable[[float, float, SchedulerOutput, StepLoad], None] | None = None,
+    workload: Workload, cost: CostModel, config: SchedulerConfig, **options: Any
 ) -> SimResult:
-    """Run a workload through the scheduler under a simulated clock: see `Simulation`.
+    """Run a workload through the scheduler under a simulated clock. `options` are `Simulation`'s.
 
     The same arguments give the same result, in CPython and in a browser.
 
@@ -318,13 +320,4 @@ def simulate(
             is "raise".
         RuntimeError: if requests wait for ever (`admission_control` off).
     """
-    return Simulation(
-        workload,
-        cost,
-        config,
-        seed=seed,
-        until=until,
-        on_refused=on_refused,
-        max_records=max_records,
-        on_step=on_step,
-    ).run()
+    return Simulation(workload, cost, config, **options).run()

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Protocol
 
 from minivllm.core.config import check_int
-from minivllm.sim.checks import check_number
+from minivllm.sim.checks import check_number, lookup
 from minivllm.sim.lengths import (
     Constant,
     Length,
@@ -27,7 +27,6 @@ from minivllm.sim.lengths import (
     gamma,
     uniform,
 )
-from minivllm.sim.models import lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +97,11 @@ class Mix:
         for weight, _ in self.parts:
             check_number("weight", weight, above=0)
 
+    @classmethod
+    def of(cls, name: str, prompt: Length, output: Length, source: str = "") -> Mix:
+        """One kind of request alone."""
+        return cls(name, ((1.0, RequestClass(name, prompt, output)),), source)
+
     def draw(self, time: float, rng: Random) -> Arrival:
         """A request of one of the kinds."""
         if len(self.parts) == 1:
@@ -120,31 +124,27 @@ class Mix:
         return prompt, output
 
 
-def _single(name: str, prompt: Length, output: Length, source: str) -> Mix:
-    return Mix(name, ((1.0, RequestClass(name, prompt, output)),), source)
-
-
 CHAT = RequestClass("chat", Constant(200), LogNormal.from_mean(200, 0.7, high=1024))
 DOC = RequestClass("doc", Constant(16_000), LogNormal.from_mean(200, 0.7, high=1024))
 
 MIXES: dict[str, Mix] = {
     mix.name: mix
     for mix in (
-        _single(
+        Mix.of(
             "sharegpt",
             LogNormal.from_mean(161.31, 1.0, high=1024),
             LogNormal.from_mean(337.99, 0.8, high=1024),
             "Means: Kwon et al. 2023 (PagedAttention), figure 11: ShareGPT, 161.31 tokens in and "
             "337.99 out. The lognormal form, its sigmas and the cut at 1,024 are assumed.",
         ),
-        _single(
+        Mix.of(
             "alpaca",
             LogNormal.from_mean(19.31, 0.5, high=256),
             LogNormal.from_mean(58.45, 0.9, high=512),
             "Means: Kwon et al. 2023 (PagedAttention), figure 11: Alpaca, 19.31 tokens in and "
             "58.45 out. The lognormal form, its sigmas and the cuts are assumed.",
         ),
-        _single(
+        Mix.of(
             "conversation",
             LogNormal.from_p90(1730, 5696, high=8192),
             LogNormal.from_p90(415, 834, high=2048),
@@ -152,7 +152,7 @@ MIXES: dict[str, Mix] = {
             "et al. 2024 (Sarathi-Serve), table 2: prompts 1,730 and 5,696 tokens, outputs 415 "
             "and 834. The lognormal form and the cuts are assumed.",
         ),
-        _single(
+        Mix.of(
             "summarisation",
             LogNormal.from_p90(7059, 12985, high=16_000),
             LogNormal.from_p90(208, 371, high=2048),
@@ -184,7 +184,7 @@ def get_mix(name: str | Mix) -> Mix:
     Raises:
         ValueError: naming the mixes that are known.
     """
-    return name if isinstance(name, Mix) else lookup("mix", name, MIXES)
+    return lookup("mix", name, MIXES, Mix)
 
 
 class Source(Protocol):
