@@ -1,0 +1,56 @@
+"""Runs a scheduler alone, without a model: decisions do not depend on what the tokens say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from minivllm.core import Request, Scheduler
+from minivllm.stepper.scenario import Scenario
+from minivllm.stepper.scenarios import SCENARIOS
+
+FIRST_OUTPUT_TOKEN = 1_000_000
+"""Every output token has an id of its own from here on: no two outputs share a block."""
+
+
+def drive(
+    scheduler: Scheduler,
+    arrivals: Iterable[tuple[int, Request]] = (),
+    max_steps: int = 10_000,
+) -> Scheduler:
+    """Run until everyone has finished, for at most `max_steps` steps.
+
+    Args:
+        scheduler: to run, with what it holds already.
+        arrivals: (step, request) pairs: the request is added before that step, counted from 0.
+        max_steps: where to stop a run that would not end.
+
+    Returns:
+        The scheduler, for its `stats`, its `history` and the requests that are left.
+    """
+    pending = sorted(arrivals, key=lambda arrival: arrival[0])
+    tokens = count(FIRST_OUTPUT_TOKEN)
+    for _ in range(max_steps):
+        while pending and pending[0][0] <= scheduler.step:
+            scheduler.add_request(pending.pop(0)[1])
+        if not pending and not scheduler.has_unfinished_requests():
+            break
+        plan = scheduler.schedule()
+        requests = (scheduler.requests[request_id] for request_id in plan.num_scheduled_tokens)
+        caught_up = [r.request_id for r in requests if r.num_computed_tokens == r.num_tokens]
+        scheduler.update_from_output(plan, {request_id: next(tokens) for request_id in caught_up})
+    return scheduler
+
+
+def drive_scenario(scenario: str | Scenario, **knobs: Any) -> Scheduler:
+    """Run a stepper's scenario, by its name or as it is, to its end; it keeps its history.
+
+    Args:
+        scenario: a name in `SCENARIOS`, or a scenario.
+        knobs: fields of `SchedulerConfig` to change first.
+    """
+    chosen = SCENARIOS[scenario] if isinstance(scenario, str) else scenario
+    chosen = chosen.with_knobs(**knobs)
+    arrivals = [(r.arrival_step, r.make_request(chosen.seed)) for r in chosen.requests]
+    return drive(Scheduler(chosen.scheduler_config(), record=True), arrivals)

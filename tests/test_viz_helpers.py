@@ -1,0 +1,80 @@
+"""What chapters share besides figures: quoted code, and a scheduler that runs alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
+from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.stepper.session import record
+from minivllm.viz.drive import drive, drive_scenario
+from minivllm.viz.source import excerpt
+
+
+def quoted() -> int:
+    first = 1
+    if first:
+        second = 2
+    return first + second
+
+
+def test_an_excerpt_is_the_lines_asked_for_without_their_indentation() -> None:
+    found = excerpt(quoted, "if first", "second = 2")
+    assert repr(found) == "if first:\n    second = 2"
+    assert found._repr_markdown_() == f"```python\n{found.code}\n```"
+    assert repr(excerpt(quoted, "first = 1", "= 1")) == "first = 1"
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [("third", "return"), ("first", "return"), ("if first", "first = 1")]
+)
+def test_an_excerpt_that_is_not_there_is_an_error(first: str, last: str) -> None:
+    with pytest.raises(ValueError, match="quoted"):
+        excerpt(quoted, first, last)
+
+
+@pytest.mark.parametrize("name", ["cramped", "head-of-line", "priority-inversion"])
+def test_a_driven_scheduler_decides_as_the_stepper_does(name: str) -> None:
+    """With prefix caching off, what the tokens say changes nothing."""
+    scheduler = drive_scenario(name)
+    recorded = record(SCENARIOS[name])["steps"]
+    assert len(scheduler.history) == len(recorded)
+    for own, other in zip(scheduler.history.steps, recorded):
+        assert own["scheduled"] == other["scheduled"]
+        assert own["events"] == other["events"]
+        assert own["blocks"] == other["blocks"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(1, 12)), max_size=8
+    )
+)
+def test_everyone_driven_gets_all_tokens(arrivals: list[tuple[int, int, int]]) -> None:
+    requests = [
+        (step, Request(str(i), [i] * prompt, SamplingParams(max_tokens=output)))
+        for i, (step, prompt, output) in enumerate(arrivals)
+    ]
+    config = SchedulerConfig(num_gpu_blocks=12, block_size=4, max_num_batched_tokens=16)
+    scheduler = drive(Scheduler(config), requests)
+    assert not scheduler.has_unfinished_requests()
+    for step, request in requests:
+        assert request.num_output_tokens == request.max_tokens
+        assert (request.metrics.arrival_step or 0) >= step
+    tokens = [token for _, request in requests for token in request.output_token_ids]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_a_run_that_would_not_end_is_stopped() -> None:
+    config = SchedulerConfig(num_gpu_blocks=1, block_size=4, admission_control=False)
+    scheduler = drive(Scheduler(config), [(0, Request("r", [1] * 9))], max_steps=7)
+    assert scheduler.step == 7
+    assert scheduler.has_unfinished_requests()
+
+
+def test_a_scenario_is_driven_under_other_knobs() -> None:
+    assert drive_scenario("cramped").stats.num_preemptions > 0
+    assert drive_scenario(SCENARIOS["cramped"], num_gpu_blocks=64).stats.num_preemptions == 0
