@@ -6,12 +6,23 @@
     print(scenario.run().table())
 
 Standard library only, figures and calibration apart. Read in this order: `simulate` (the loop),
-`cost` (what a step costs), `workload` (who asks for what), `results`, `scenario`, `sweep`.
+`cost` (what a step costs), `workload` (who asks for what), `results`, `scenario`, `sweep`,
+`handover`. On the command line: `python -m minivllm.sim --help`.
 """
 
 from __future__ import annotations
 
 from minivllm.sim.cost import CostModel, FittedCost, FixedCost, RooflineCost, StepLoad, roofline
+from minivllm.sim.handover import (
+    BenchResult,
+    comparison_table,
+    llm_arguments,
+    read_bench,
+    side_by_side,
+    vllm_bench,
+    vllm_serve,
+    without_flag,
+)
 from minivllm.sim.hardware import HARDWARE, HardwareSpec, get_hardware
 from minivllm.sim.lengths import Constant, Empirical, LogNormal, UniformLength
 from minivllm.sim.models import MODELS, ModelSpec, get_model
@@ -37,6 +48,7 @@ __all__ = [
     "MODELS",
     "SLO",
     "Arrival",
+    "BenchResult",
     "ClosedLoop",
     "Constant",
     "CostModel",
@@ -59,12 +71,19 @@ __all__ = [
     "Trace",
     "UniformLength",
     "Workload",
+    "comparison_table",
     "get_hardware",
     "get_mix",
     "get_model",
+    "llm_arguments",
     "pareto_front",
+    "read_bench",
     "read_results",
     "roofline",
+    "side_by_side",
     "simulate",
     "sweep",
+    "vllm_bench",
+    "vllm_serve",
+    "without_flag",
 ]
