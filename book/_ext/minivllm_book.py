@@ -5,7 +5,7 @@
 - when the engine's code changes, the cached notebook outputs are dropped (jupyter-cache only looks
   at the notebooks), so a figure never shows what an older scheduler did;
 - math becomes MathML at build time (no MathJax), which every current browser draws by itself;
-- plotly.min.js is copied once into `_static`, with the figures' templates beside it;
+- the figures' templates are written once into `_static` (minivllm_lean.py adds plotly.js);
 - a page without a description of its own gets its first paragraph as `<meta name="description">`.
 """
 
@@ -166,16 +166,10 @@ def describe_page(
 
 
 def write_shared_files(app: Sphinx, error: Exception | None) -> None:
-    """Put plotly.min.js and the figures' templates beside minivllm.js."""
+    """Put the figures' templates beside minivllm.js."""
     if error is not None or app.builder.format != "html":
         return
-    import plotly
-
     static = Path(app.outdir) / "_static"
-    source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    target = static / "plotly.min.js"
-    if not target.exists() or target.stat().st_size != source.stat().st_size:
-        shutil.copyfile(source, target)
     data = {
         "plotly": version("plotly"),
         "light": theme.template(theme.LIGHT),

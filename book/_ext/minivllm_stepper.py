@@ -32,15 +32,15 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "tools", ROOT / "book" / "_ext"):
+for folder in (ROOT, ROOT / "book" / "_ext"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
 from stepper_figure import figure  # noqa: E402
 
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioError  # noqa: E402
 from minivllm.stepper.embed import entry_of, stepper_html  # noqa: E402
+from tools.get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

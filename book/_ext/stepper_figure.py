@@ -103,6 +103,10 @@ def pool(snapshot: Mapping[str, Any], paint: Mapping[str, str]) -> tuple[str, fl
         y = 30 + (block - 1) // PER_ROW * (CELL + GAP)
         fill = paint[owners[block][0]] if owners[block] else "var(--mv-free)"
         parts.append(rect(x, y, CELL, CELL, fill, 'stroke="var(--mv-edge)"'))
-        name = f"{owners[block][0][:4]}{'+' if len(owners[block]) > 1 else ''}" if owners[block] else ""  # noqa: E501
+        name = (
+            f"{owners[block][0][:4]}{'+' if len(owners[block]) > 1 else ''}"
+            if owners[block]
+            else ""
+        )
         parts.append(text(x + CELL / 2, y + CELL / 2 + 5, name, weight=650, anchor="middle"))
     return "".join(parts), 30 + -(-shown // PER_ROW) * (CELL + GAP) + 10

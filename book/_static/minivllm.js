@@ -1,6 +1,6 @@
 /* Draws the Plotly figures of a page (see minivllm/viz/offline.py for where they come from).
  *
- * No network, no CDN: plotly.min.js and the templates (minivllm-theme.js) lie beside this file, are
+ * No network, no CDN: plotly.js and the templates (minivllm-theme.js) lie beside this file, are
  * fetched when the first figure comes near the screen, and shared by all pages. Pages without
  * figures load neither. Works from disk (file://) too.
  */
@@ -20,7 +20,18 @@
       document.head.append(script);
     });
 
-  const ready = () => (library ??= Promise.all([load("plotly.min.js"), load("minivllm-theme.js")]));
+  /* From a server comes the compressed form, a third of the bytes; a page on disk cannot fetch. */
+  const loadPlotly = async () => {
+    if (location.protocol === "file:" || !window.DecompressionStream) return load("plotly.min.js");
+    const response = await fetch(new URL("plotly.bin", here));
+    if (!response.ok) return load("plotly.min.js");
+    const unpacked = response.body.pipeThrough(new DecompressionStream("gzip"));
+    const code = await new Response(unpacked).blob();
+    const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+    await load(url).finally(() => URL.revokeObjectURL(url));
+  };
+
+  const ready = () => (library ??= Promise.all([loadPlotly(), load("minivllm-theme.js")]));
 
   const isDark = () => document.documentElement.dataset.theme === "dark";
 
