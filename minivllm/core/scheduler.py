@@ -47,6 +47,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         """Every unfinished request."""
         self.waiting = create_request_queue(config.policy)
+        """Replace it, while it is empty, to try another order."""
         self.running: list[Request] = []
         """In order of admission."""
         self.kv_cache_manager = KVCacheManager(
@@ -327,7 +328,7 @@ class Scheduler:
             admitted.append(request)
             copies: list[tuple[int, int]] = []
             if swapped_out:
-                copies = manager.swap_in(request)
+                copies = self._swap_in(request)
                 output.blocks_to_swap_in += copies
             else:
                 output.stats.prefix_cache_queries += request.num_tokens
@@ -385,6 +386,14 @@ class Scheduler:
         self.waiting.prepend_request(request)
         if self.recorder:
             self.recorder.preempted(request, copies)
+
+    def _swap_in(self, request: Request) -> list[tuple[int, int]]:
+        """Pairs (CPU block, GPU block) that restore a request whose `num_computed_tokens` stood.
+
+        Its new blocks are allocated. What `_preempt_request` kept, this gives back: a subclass
+        that overrides the one overrides the other.
+        """
+        return self.kv_cache_manager.swap_in(request)
 
     def _update_after_schedule(self, output: SchedulerOutput) -> None:
         """Count the step's tokens as computed, so that the next step can be planned at once.
