@@ -116,7 +116,9 @@ class Simulation:
             return
         assert request.error is not None
         if self.on_refused == "raise":
-            raise ValueError(f"{request.error} (Or pass on_refused='count' to go on without it.)")
+            raise ValueError(
+                f"{request.error} To go on without it: on_refused='count' (--count-refused)."
+            )
         self.result.num_refused += 1
         if len(self.result.refusals) < MAX_NUM_REFUSALS:
             self.result.refusals.append(request.error)
