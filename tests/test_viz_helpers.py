@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
+from minivllm.stepper.explain import explain
 from minivllm.stepper.scenarios import SCENARIOS
 from minivllm.stepper.session import record
 from minivllm.viz.drive import drive, drive_scenario
 from minivllm.viz.source import excerpt
+from minivllm.viz.words import table, tell
 
 
 def quoted() -> int:
@@ -78,3 +80,24 @@ def test_a_run_that_would_not_end_is_stopped() -> None:
 def test_a_scenario_is_driven_under_other_knobs() -> None:
     assert drive_scenario("cramped").stats.num_preemptions > 0
     assert drive_scenario(SCENARIOS["cramped"], num_gpu_blocks=64).stats.num_preemptions == 0
+
+
+def test_a_step_is_told_in_its_own_sentences() -> None:
+    snapshot = drive_scenario("cramped").history[5]
+    words = tell(snapshot)
+    assert repr(words).splitlines() == [f"- {sentence}" for sentence in explain(snapshot)]
+    assert words._repr_html_().count("<li>") == len(explain(snapshot))
+
+
+def test_a_table_shows_every_cell_and_escapes_it() -> None:
+    words = table(["name", "n"], [["a<b", 1], ["c", 20]])
+    assert repr(words).splitlines() == ["name   n", "a<b    1", "c     20"]
+    markup = words._repr_html_()
+    assert "a&lt;b" in markup
+    assert markup.count("<tr>") == 3
+    assert markup.count("text-align:right") == 3  # the numbers, and their heading
+
+
+def test_a_row_that_does_not_fit_its_header_is_an_error() -> None:
+    with pytest.raises(ValueError, match="2 cells, the header 1"):
+        table(["only"], [[1, 2]])
