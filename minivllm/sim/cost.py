@@ -4,12 +4,14 @@ A step is measured by a few sums over its requests (`StepLoad`); a cost model tu
 time. `RooflineCost` computes it from the shapes of a model and the peaks of a machine.
 `FittedCost` takes it from steps of the real engine (`minivllm.sim.calibrate`).
 
-Only +, ×, ÷ and max: the same numbers come out on every IEEE machine, a browser's included.
+Only +, ×, ÷ and max: the same numbers come out on every IEEE machine, a browser's included. (And
+`math.fsum`, which rounds once; `sum` adds floats otherwise since Python 3.12.)
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -179,7 +181,7 @@ class RooflineCost:
         parts = self.parts(load)
         if load.num_tokens == 0:  # nothing but copies
             return parts["swap"] + parts["fixed"]
-        return sum(parts.values())
+        return math.fsum(parts.values())
 
     def num_kv_blocks(
         self,

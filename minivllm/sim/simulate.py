@@ -29,7 +29,7 @@ from minivllm.sim.workload import Arrival, Source, Workload
 MAX_NUM_REFUSALS = 5
 """Of refused requests, the reasons of so many are kept."""
 
-MAX_REFUSED_IN_A_ROW = 100_000
+MAX_REFUSED_IN_A_ROW = 10_000
 """After so many, with nothing running, a run gives up: users who never think, and whose every
 request is refused, would ask for ever without the clock moving."""
 

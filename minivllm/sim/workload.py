@@ -106,7 +106,7 @@ class Mix:
         """A request of one of the kinds."""
         if len(self.parts) == 1:
             return self.parts[0][1].draw(time, rng)
-        left = uniform(rng) * sum(weight for weight, _ in self.parts)
+        left = uniform(rng) * math.fsum(weight for weight, _ in self.parts)
         for weight, kind in self.parts:
             left -= weight
             if left < 0:
@@ -115,7 +115,7 @@ class Mix:
 
     def mean_lengths(self) -> tuple[float, float]:
         """Expected prompt and output tokens of a request."""
-        total = sum(weight for weight, _ in self.parts)
+        total = math.fsum(weight for weight, _ in self.parts)
         prompt = output = 0.0
         for weight, kind in self.parts:
             shared = kind.prefix_len if kind.num_prefix_groups else 0
