@@ -66,9 +66,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Words:
 
 
 def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool]) -> str:
+    """A table row; a name may break after an underscore, since the page may be a phone's."""
     parts = [
         f"<{tag}{' style=text-align:right' if right else ' style=text-align:left'}>"
-        f"{html.escape(cell)}</{tag}>"
+        f"{html.escape(cell).replace('_', '_<wbr>')}</{tag}>"
         for cell, right in zip(cells, numeric)
     ]
     return f"<tr>{''.join(parts)}</tr>"
