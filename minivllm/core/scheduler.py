@@ -3,7 +3,7 @@
 Each step lets every request's `num_computed_tokens` catch up with its `num_tokens`. That one
 rule covers a prompt taken whole, a prompt in chunks, a prefix found in the cache, a decode of
 one token, and the recomputation after a preemption. Iteration-level scheduling is Orca's (Yu et
-al. 2022, §3.1); the decisions here are those of vLLM 0.22.1, vllm/v1/core/sched/scheduler.py,
+al. 2022, §3); the decisions here are those of vLLM 0.22.1, vllm/v1/core/sched/scheduler.py,
 in the same order.
 """
 
