@@ -78,6 +78,42 @@ def test_two_numbers_r1_starts_in_the_step_in_which_r0_ends_its_prompt() -> None
     assert step["budget"]["left"] == 0
 
 
+def test_a_seat_is_given_on_in_the_step_after_it_is_free() -> None:
+    steps = RECORDINGS["continuous"]["steps"]
+    seats = SCENARIOS["continuous"].scheduler_config().max_num_seqs
+    assert all(len(step["running"]) == seats for step in steps if step["waiting"])
+    first = SCENARIOS["continuous"].step
+    assert first is not None
+    assert "r0" in steps[first - 1]["finished"]
+    assert [row["request_id"] for row in steps[first]["scheduled"] if row["kind"] == "new"] == [
+        "r4"
+    ]
+    useful = sum(r.num_prompt_tokens + r.max_tokens - 1 for r in SCENARIOS["continuous"].requests)
+    assert sum(spent("continuous")) == useful
+
+
+def test_pages_are_shared_and_come_back_last_block_first() -> None:
+    steps = RECORDINGS["pages"]["steps"]
+    assert steps[1]["requests"]["r0"]["block_table"][:2] == [1, 2]
+    assert steps[1]["requests"]["r1"]["block_table"][:2] == [1, 2]
+    assert steps[1]["blocks"]["ref_cnt"][1:4] == [2, 2, 1]
+    [(step, _)] = [e for e in events("pages", "finished") if e[1]["request_id"] == "r0"]
+    own = [b for b in steps[step]["requests"]["r0"]["block_table"] if b not in (1, 2)]
+    assert steps[step + 1]["blocks"]["free_queue"][-2:] == own[::-1]
+    assert events("pages", "evicted")
+    assert not events("pages", "preempted")
+
+
+def test_three_limits_stop_admission_one_after_the_other() -> None:
+    stopped = {step: e["reason"] for step, e in events("three-limits", "admission_stopped")}
+    assert [stopped[step] for step in (0, 1, 6)] == [
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "num_gpu_blocks",
+    ]
+    assert not events("three-limits", "preempted")
+
+
 def test_cramped_preempts_a_visible_victim_at_least_twice() -> None:
     preempted = events("cramped", "preempted")
     assert len(preempted) >= 2

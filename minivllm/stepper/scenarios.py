@@ -37,6 +37,51 @@ TWO_NUMBERS = Scenario(
     step=2,
 )
 
+CONTINUOUS = Scenario(
+    name="continuous",
+    title="A seat is given on at once",
+    question="Four seats, eight requests: how long does a seat stay empty while somebody waits?",
+    config={
+        "num_gpu_blocks": 12,
+        "block_size": 16,
+        "max_num_batched_tokens": 128,
+        "max_num_seqs": 4,
+        "enable_prefix_caching": False,
+    },
+    requests=_requests(
+        ("r0", 0, 12, 5), ("r1", 0, 30, 24), ("r2", 0, 8, 10), ("r3", 0, 20, 7),
+        ("r4", 0, 26, 6), ("r5", 0, 10, 20), ("r6", 0, 16, 9), ("r7", 0, 34, 12),
+    ),
+    step=5,
+)  # fmt: skip
+
+PAGES = Scenario(
+    name="pages",
+    title="Blocks given out, shared and given back",
+    question="Which blocks are in two block tables, and which does r0 give back when it ends?",
+    config={"num_gpu_blocks": 12, "block_size": 4, "max_num_batched_tokens": 32},
+    requests=(
+        *_requests(("r0", 0, 10, 4), ("r1", 1, 14, 9), prefix_group="system", num_prefix_tokens=8),
+        *_requests(("r2", 3, 14, 9)),
+    ),
+    step=1,
+)
+
+THREE_LIMITS = Scenario(
+    name="three-limits",
+    title="Three ways to be short",
+    question="Admission stops in steps 0, 1 and 6: what is short each time?",
+    config={
+        "num_gpu_blocks": 12,
+        "block_size": 4,
+        "max_num_batched_tokens": 16,
+        "max_num_seqs": 3,
+        "enable_prefix_caching": False,
+    },
+    requests=_requests(("r0", 0, 10, 6), ("r1", 0, 14, 10), ("r2", 0, 4, 12), ("r3", 1, 22, 4)),
+    step=0,
+)
+
 CRAMPED = Scenario(
     name="cramped",
     title="A cramped cache",
@@ -159,6 +204,9 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
         TWO_NUMBERS,
+        CONTINUOUS,
+        PAGES,
+        THREE_LIMITS,
         CRAMPED,
         CRAMPED_SWAP,
         DECODE_SPIKE,
