@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number, lookup
@@ -65,6 +65,14 @@ class RequestClass:
     """Each request belongs to one of so many groups, e.g. system prompts; 0: to none."""
     prefix_len: int = 0
     """Tokens that a group shares; they come on top of `prompt`."""
+
+    def __post_init__(self) -> None:
+        check_int("num_prefix_groups", self.num_prefix_groups, 0)
+        check_int("prefix_len", self.prefix_len, 0)
+        if self.prefix_len and not self.num_prefix_groups:
+            raise ValueError(
+                f"prefix_len={self.prefix_len} needs num_prefix_groups of at least 1, got 0"
+            )
 
     def draw(self, time: float, rng: Random) -> Arrival:
         """A request of this kind."""
@@ -421,38 +429,33 @@ class Trace:
         Raises:
             ValueError: naming the row, the column and what is wrong.
         """
-        arrivals = []
-        for number, row in enumerate(rows, start=1):
-            values: dict[str, Any] = {}
-            for column, (attribute, convert, required) in TRACE_COLUMNS.items():
-                value = row.get(column)
-                if value is None or value == "":
-                    if required:
-                        raise ValueError(f"{name}, row {number}: {column} is missing")
-                    continue
-                try:
-                    values[attribute] = convert(value)
-                except (TypeError, ValueError):
-                    kind = "a number" if convert is float else "an integer"
-                    raise ValueError(
-                        f"{name}, row {number}: {column} must be {kind}, got {value!r}"
-                    ) from None
-            try:
-                arrivals.append(Arrival(**values))
-            except ValueError as error:
-                raise ValueError(f"{name}, row {number}: {error}") from None
-        return cls(tuple(arrivals), name)
+        numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+        try:
+            arrivals = tuple(_arrivals_of(numbered))
+        except ValueError as error:
+            raise ValueError(f"{name}, {error}") from None
+        return cls(arrivals, name)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace: `.csv` with a header line, or `.jsonl` with one object a line."""
+        """Read a trace: `.csv` with a header line, or `.jsonl` with one object a line.
+
+        Raises:
+            ValueError: naming the file, the line, the column and what is wrong.
+            OSError: if there is no such file.
+        """
         path = Path(path)
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                return cls.from_rows(csv.DictReader(file), path.name)
-            if path.suffix in (".jsonl", ".ndjson"):
-                return cls.from_rows(_json_lines(file, path.name), path.name)
-        raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
+        read = {".csv": _csv_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}.get(path.suffix)
+        if read is None:
+            raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                arrivals = tuple(_arrivals_of(read(file)))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name}: not UTF-8 text: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path.name}, {error}") from None
+        return cls(arrivals, path.name)
 
     def save(self, path: str | Path) -> None:
         """Write a trace that `load` reads, as `.csv` or `.jsonl`."""
@@ -492,14 +495,52 @@ TRACE_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], bool]] = {
 """Column of a trace file -> attribute of `Arrival`, how to read it, whether it must be there."""
 
 
-def _json_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
+def _arrivals_of(rows: Iterable[tuple[str, dict[Any, Any]]]) -> Iterator[Arrival]:
+    """Requests from rows, each with the place to name in an error."""
+    for place, row in rows:
+        values: dict[str, Any] = {}
+        for column, (attribute, convert, required) in TRACE_COLUMNS.items():
+            value = row.get(column)
+            if value is None or value == "":
+                if required:
+                    raise ValueError(f"{place}: {column} is missing")
+                continue
+            try:
+                values[attribute] = convert(value)
+            except (TypeError, ValueError, OverflowError):
+                kind = "a number" if convert is float else "an integer"
+                raise ValueError(f"{place}: {column} must be {kind}, got {value!r}") from None
+        try:
+            yield Arrival(**values)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+
+
+def _csv_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Rows of a CSV file, each with its (last) line."""
+    reader = csv.DictReader(file)
+    try:
+        for row in reader:
+            place = f"line {reader.line_num}"
+            if extra := row.get(None):
+                num_columns = len(row) - 1
+                raise ValueError(
+                    f"{place}: {num_columns + len(extra)} cells under {num_columns} columns"
+                )
+            yield place, row
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: not CSV: {error}") from None
+
+
+def _json_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Objects of a JSONL file, each with its line; empty lines are passed over."""
+    for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not JSON: {error}") from None
+            raise ValueError(f"line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{name}, line {number}: must be an object, got {line.strip():.40}")
-        yield row
+            raise ValueError(f"line {number}: must be an object, got {line.strip():.40}")
+        yield f"line {number}", row
