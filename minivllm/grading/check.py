@@ -7,7 +7,6 @@ import inspect
 import json
 import linecache
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,19 +57,19 @@ def source_of_cell(answer: Any) -> str:
         text = "".join(linecache.getlines(filename))
         if text and _binds(text, name):
             return text
-    history = getattr(sys.modules.get("__main__"), "In", None) or []
-    for text in reversed(list(history)):
+    # A class without a method of its own: IPython keeps the text of each cell that ran here.
+    for filename in reversed([f for f in linecache.cache if "ipykernel" in f or "ipython" in f]):
+        text = "".join(linecache.getlines(filename))
         if _binds(text, name):
             return text
     raise NotYet(f"There is no cell here that defines `{name}`: define it in the answer cell.")
 
 
 def _filenames(answer: Any) -> list[str]:
-    codes = [getattr(inspect.unwrap(answer), "__code__", None)] if callable(answer) else []
-    if isinstance(answer, type):
-        codes += [getattr(member, "__code__", None) for member in vars(answer).values()]
-    names = [code.co_filename for code in codes if code]
+    members = [answer, *vars(answer).values()] if isinstance(answer, type) else [answer]
+    codes = [getattr(inspect.unwrap(m), "__code__", None) for m in members if callable(m)]
     package = str(Path(__file__).resolve().parents[1])
+    names = [code.co_filename for code in codes if code]
     return list(dict.fromkeys(name for name in names if not name.startswith(package)))
 
 
@@ -98,22 +97,27 @@ def _by_judge(part_id: str, payload: Any) -> dict[str, Any]:
     return {"passed": verdict.passed, "text": verdict.text()}
 
 
-def _by_runner(mailbox: Path, part_id: str, payload: Any) -> dict[str, Any]:
-    """Put the payload into the runner's mailbox and wait for its verdict."""
+def _by_runner(mailbox: Path, part_id: str, answer: Any) -> dict[str, Any]:
+    """Put the answer into the runner's mailbox and wait for its verdict.
+
+    Of a function or class it is enough to say that there is one: the runner has the cell's text.
+    """
     from minivllm.grading.judge import plain
     from minivllm.grading.part import Failed
 
+    is_code = isinstance(answer, type) or inspect.isroutine(answer)
     try:
-        letter = json.dumps(plain(payload))
+        letter = json.dumps("code" if is_code else plain(answer))
     except (Failed, TypeError, ValueError, RecursionError) as error:
         return {"passed": False, "text": f"{part_id} not yet: {error!s:.300}"}
+    reply = mailbox / f"{part_id}.verdict"
+    reply.unlink(missing_ok=True)
     draft = mailbox / f"{part_id}.draft"
     draft.write_text(letter, encoding="utf-8")
     draft.rename(mailbox / f"{part_id}.payload")
-    answer = mailbox / f"{part_id}.verdict"
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if answer.exists():
-            return json.loads(answer.read_text(encoding="utf-8"))
+        if reply.exists():
+            return json.loads(reply.read_text(encoding="utf-8"))
         time.sleep(0.02)
     return {"passed": False, "text": f"{part_id}: no verdict came within {PATIENCE:.0f} s."}

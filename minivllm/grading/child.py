@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import linecache
 import os
 import sys
-import traceback
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 DRIVERS = "minivllm.grading.exercises.drivers."
 ANSWER_MODULE = "answer"
+FILENAME = "<your answer>"
 
 
 def main(result_fd: int) -> NoReturn:
     """Read one question from stdin, tell the result on `result_fd`, end the process."""
     question = json.load(sys.stdin)
-    told = {"kind": "broken", "says": "nothing happened"}
     try:
         told = answer(question, result_fd)
     except BaseException as error:
@@ -41,32 +41,28 @@ def answer(question: dict[str, Any], result_fd: int) -> dict[str, Any]:
     if not module_name.startswith(DRIVERS):
         raise ValueError(f"a driver stands below {DRIVERS[:-1]}, not in {module_name}")
     driver = getattr(importlib.import_module(module_name), function)
-    sys.setrecursionlimit(5000)
+    source, name, payload = question["source"], question["answer"], question["payload"]
+    limits = question["limits"]
+    question.clear()
     guard.lock_child(
-        question["limits"]["memory"],
-        question["limits"]["seconds"],
+        limits["memory"],
+        limits["seconds"],
         lambda says: tell(result_fd, {"kind": "refused", "says": says}),
     )
     module = ModuleType(ANSWER_MODULE)
     sys.modules[ANSWER_MODULE] = module
-    source, name = question["source"], question["answer"]
-    filename = "<your answer>"
-    import linecache
-
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
     try:
-        code = compile(source, filename, "exec")
-        exec(code, module.__dict__)
+        exec(compile(source, FILENAME, "exec"), module.__dict__)
     except BaseException as error:
-        return {"kind": "failed", "says": f"Your code {words(error, filename)}"}
+        return {"kind": "failed", "says": f"Your code {words(error, source)}"}
     if name not in module.__dict__:
         return {"kind": "failed", "says": f"Your code does not define `{name}`."}
     try:
-        value = driver(module.__dict__[name], **question["payload"])
+        value = driver(module.__dict__[name], **payload)
     except BaseException as error:
-        if any(frame.filename == filename for frame in traceback.extract_tb(error.__traceback__)):
-            return {"kind": "failed", "says": f"Your code {words(error, filename)}"}
-        return {"kind": "failed", "says": f"Running your `{name}` {words(error, filename)}"}
+        whose = "Your code" if own_line(error) else f"Running your `{name}`"
+        return {"kind": "failed", "says": f"{whose} {words(error, source)}"}
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -74,17 +70,31 @@ def answer(question: dict[str, Any], result_fd: int) -> dict[str, Any]:
     return {"kind": "result", "value": value}
 
 
-def words(error: BaseException, filename: str) -> str:
+def own_line(error: BaseException) -> int:
+    """The last line of the student's that `error` went through; 0 if none."""
+    line = 0
+    trace: TracebackType | None = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == FILENAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def words(error: BaseException, source: str) -> str:
     """What happened, with the student's own line."""
-    if isinstance(error, SyntaxError) and error.filename == filename:
+    if isinstance(error, SyntaxError) and error.filename == FILENAME:
         return f"is not Python: {error.msg} (line {error.lineno}: {(error.text or '').strip()})."
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == filename]
-    where = f" in line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    line, lines = own_line(error), source.splitlines()
+    where = f" in line {line}: `{lines[line - 1].strip()}`" if 0 < line <= len(lines) else ""
     if isinstance(error, MemoryError):
         return f"asked for more memory than it may use{where}."
     if isinstance(error, SystemExit):
         return f"called exit{where}: an answer must return."
     if isinstance(error, RecursionError):
         return f"called itself without end{where}."
-    text = str(error)[:300]
+    try:
+        text = str(error)[:300]
+    except Exception:
+        text = ""
     return f"raised {type(error).__name__}{f': {text}' if text else ''}{where}."
