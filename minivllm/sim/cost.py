@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from minivllm.core.config import check_int
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
 from minivllm.sim.checks import check_number
@@ -135,6 +136,7 @@ class RooflineCost:
                 f"tensor_parallel must divide the {model.num_heads} attention heads of "
                 f"{model.name}, got {tp!r}"
             )
+        check_int("block_size", self.block_size, 1)
         width = hardware.bytes_per_value
         derived = {
             "_flop": 1.0 / (hardware.peak_flops * hardware.flops_efficiency * tp),
@@ -340,8 +342,21 @@ class FittedCost:
 
     @classmethod
     def load(cls, path: str | Path) -> FittedCost:
-        """Read what `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+            OSError: if there is no such file.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path.name}: not JSON: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
 
 
 def mean_relative_error(cost: CostModel, steps: Iterable[tuple[StepLoad, float]]) -> float:

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minivllm.sim.checks import lookup
+from minivllm.core.config import check_int
+from minivllm.sim.checks import check_number, lookup
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class HardwareSpec:
-    """One accelerator, or one CPU."""
+    """One accelerator, or one CPU.
+
+    Raises:
+        ValueError: naming the number that is out of range.
+    """
 
     name: str
     title: str
@@ -43,6 +48,16 @@ class HardwareSpec:
     """Seconds to start one copy between host and device: small copies never see the bandwidth."""
     bytes_per_value: int = 2
     """Of a weight, a key or a value: 2 for bfloat16, 4 for float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_flops", "memory_bandwidth", "memory_bytes", "pcie_bandwidth",
+                     "link_bandwidth"):  # fmt: skip
+            check_number(name, getattr(self, name), above=0)
+        for name in ("flops_efficiency", "bandwidth_efficiency"):
+            check_number(name, getattr(self, name), above=0, most=1)
+        for name in ("step_overhead", "link_latency", "copy_latency"):
+            check_number(name, getattr(self, name), least=0)
+        check_int("bytes_per_value", self.bytes_per_value, 1)
 
 
 HARDWARE: dict[str, HardwareSpec] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from minivllm.core.config import check_int
 from minivllm.sim.checks import lookup
 
 
@@ -13,6 +14,9 @@ class ModelSpec:
 
     What counts: how many weights a step reads, how many multiply-adds a token costs, and how
     many bytes of keys and values a token leaves behind.
+
+    Raises:
+        ValueError: naming the size that is no positive integer.
     """
 
     name: str
@@ -29,6 +33,11 @@ class ModelSpec:
     tie_word_embeddings: bool = False
     mlp_matrices: int = 3
     """3: gated (SwiGLU), as in Llama. 2: up and down, as in GPT and OPT."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "int":
+                check_int(field.name, getattr(self, field.name), 1)
 
     @property
     def layer_params(self) -> int:
