@@ -360,6 +360,7 @@ def _columns(source: dict[str, Any]) -> dict[str, list[Any]]:
     for name, values in given.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name} must be a list with an entry for each request")
+    for name, values in given.items():
         if len(values) != len(given["ttfts"]):
             raise ValueError(f"{name} has {len(values)} entries, ttfts {len(given['ttfts'])}")
     return {

@@ -43,6 +43,7 @@ class Histogram:
         self.edges = [0.0, self.LOWEST]
         while self.edges[-1] < 1e6:  # 1 µs to 11 days: 1,396 bins
             self.edges.append(self.edges[-1] * self.RATIO)
+        self.edges.append(math.inf)
         self.counts: dict[int, int] = {}
         self.count = 0
         self.total = 0.0
