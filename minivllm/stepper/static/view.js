@@ -75,29 +75,34 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 const isStill = () => matchMedia(STILL).matches;
 
+/** Replace the children of `parent`, unless what they show is what they showed. */
+const refill = (parent, content, make) => {
+  const signature = JSON.stringify(content);
+  if (parent.shown === signature) return false;
+  parent.shown = signature;
+  parent.replaceChildren(...make());
+  return true;
+};
+
 /** Make the children of `parent` those of `items`, in order; an item keeps its node. */
 const reconcile = (parent, nodes, items, keyOf, make, update) => {
   const focused = document.activeElement;
-  const keys = new Set();
-  let next = parent.firstElementChild;
-  for (const item of items) {
-    const key = keyOf(item);
-    keys.add(key);
-    if (!nodes.has(key)) nodes.set(key, make(item));
-    const node = nodes.get(key);
-    update(node, item);
-    if (node === next) next = next.nextElementSibling;
-    else parent.insertBefore(node, next);
-  }
-  while (next) {
-    const gone = next;
-    next = next.nextElementSibling;
-    gone.remove();
-  }
+  const keys = new Set(items.map(keyOf));
   for (const [key, node] of nodes) {
     if (keys.has(key)) continue;
     if (node.parentElement === parent) node.remove();
     if (!node.isConnected) nodes.delete(key);
+  }
+  let next = parent.firstElementChild;
+  for (const item of items) {
+    const key = keyOf(item);
+    if (!nodes.has(key)) nodes.set(key, make(item));
+    const node = nodes.get(key);
+    update(node, item);
+    // One that has left the front for a place further back waits for its turn; the rest stay put.
+    if (next && next !== node && next.nextElementSibling === node) next = node;
+    if (node === next) next = next.nextElementSibling;
+    else parent.insertBefore(node, next);
   }
   if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
 };
@@ -564,7 +569,8 @@ class WhyPanel {
   constructor() {
     this.count = h("span", { class: "mv-aside" });
     this.list = h("ol", { class: "mv-sentences" });
-    this.scroller = h("div", { class: "mv-why-body", tabindex: 0, role: "group", "aria-label": "Sentences" }, this.list);
+    const onScroll = () => { this.isScrolled = true; };
+    this.scroller = h("div", { class: "mv-why-body", tabindex: 0, role: "group", "aria-label": "Sentences", on: { scroll: onScroll } }, this.list);
     this.element = panel("why", "What happened in this step, and why", heading("Why", this.count), this.scroller);
   }
 
@@ -573,15 +579,16 @@ class WhyPanel {
     const alarms = [...victimsOf(snapshot).values()].map((e) => `${e.for_request_id} needs `);
     const items = sentences.map((sentence) => {
       const isAlarm = alarms.some((start) => sentence.startsWith(start));
-      const kind = isAlarm ? "alarm" : / waits: | is refused: /.test(sentence) ? "wait" : "plain";
-      return h("li", { data: { kind } }, ...linked(identities, sentence));
+      return [isAlarm ? "alarm" : / waits: | is refused: /.test(sentence) ? "wait" : "plain", sentence];
     });
-    if (run.steps.length === 0) items.push(h("li", {}, "Nothing has run yet. Press Step."));
+    if (run.steps.length === 0) items.push(["plain", "Nothing has run yet. Press Step."]);
     const isLast = run.at(step) === run.steps.length - 1;
-    if (run.notice && isLast) items.push(h("li", { data: { kind: "alarm" } }, run.notice));
-    else if (run.done && isLast) items.push(h("li", { data: { kind: "end" } }, "The run is over: nobody is left."));
-    this.list.replaceChildren(...items);
-    this.scroller.scrollTop = 0;
+    if (run.notice && isLast) items.push(["alarm", run.notice]);
+    else if (run.done && isLast) items.push(["end", "The run is over: nobody is left."]);
+    refill(this.list, items, () => items.map(([kind, text]) => h("li", { data: { kind } }, ...linked(identities, text))));
+    // To ask where it stands, or to set it for nothing, would make the browser lay out the page.
+    if (this.isScrolled) this.scroller.scrollTop = 0;
+    this.isScrolled = false;
     setText(this.count, snapshot.step < 0 ? "" : `step ${snapshot.step}`);
   }
 }
@@ -644,17 +651,17 @@ class BudgetPanel {
         setText(node, row.num_new_tokens / most > 0.05 ? row.request_id : "");
       },
     );
-    const rows = snapshot.scheduled.slice(0, MAX_GRANTS).map((row) => this.#grant(row, identities));
+    const first = snapshot.scheduled.slice(0, MAX_GRANTS);
     const rest = snapshot.scheduled.slice(MAX_GRANTS);
-    if (rest.length) {
-      const tokens = rest.reduce((sum, row) => sum + row.num_new_tokens, 0);
-      rows.push(h("li", { class: "mv-rest" }, `and ${rest.length} more: ${plural(tokens, "token")}`));
-    }
-    for (const event of snapshot.events) {
-      if (event.type === "unscheduled") rows.push(this.#withdrawn(event, identities));
-    }
-    if (!rows.length) rows.push(h("li", { class: "mv-rest" }, "No token is spent."));
-    this.grants.replaceChildren(...rows);
+    const restTokens = rest.reduce((sum, row) => sum + row.num_new_tokens, 0);
+    const withdrawn = snapshot.events.filter((event) => event.type === "unscheduled");
+    const seen = first.map((row) => [row.request_id, row.num_new_tokens, row.limits.gap, row.cap]);
+    refill(this.grants, [seen, rest.length, restTokens, withdrawn], () => {
+      const rows = first.map((row) => this.#grant(row, identities));
+      if (rest.length) rows.push(h("li", { class: "mv-rest" }, `and ${rest.length} more: ${plural(restTokens, "token")}`));
+      rows.push(...withdrawn.map((event) => this.#withdrawn(event, identities)));
+      return rows.length ? rows : [h("li", { class: "mv-rest" }, "No token is spent.")];
+    });
   }
 
   #segment(id, identities) {
@@ -688,7 +695,8 @@ class BudgetPanel {
 }
 
 const ROW_HEIGHT = 46; // px, as in view.css
-const MANY_ROWS = 60; // beyond, only the rows in sight exist
+const LONG_HEIGHT = 414; // px, of a long list, as in view.css
+const MANY_ROWS = 20; // beyond, a list scrolls, and only the rows in sight exist
 
 /** A list of requests; a long one keeps only the rows in sight in the page. */
 class RowList {
@@ -699,8 +707,14 @@ class RowList {
     this.list = h("ul", { class: "mv-rows", "aria-label": title });
     this.before = h("div", { class: "mv-space" });
     this.after = h("div", { class: "mv-space" });
-    this.element = h("div", { class: "mv-scroll", on: { scroll: () => this.isLong && this.#place() } },
+    this.top = 0;
+    this.element = h("div", { class: "mv-scroll", on: { scroll: () => this.#onScroll() } },
       this.before, this.list, this.after);
+  }
+
+  #onScroll() {
+    this.top = this.element.scrollTop;
+    if (this.isLong) this.#place();
   }
 
   get isLong() {
@@ -718,8 +732,8 @@ class RowList {
   #place() {
     let [first, last] = [0, this.items.length];
     if (this.isLong) {
-      first = Math.max(0, Math.floor(this.element.scrollTop / ROW_HEIGHT) - 4);
-      last = Math.min(last, first + Math.ceil((this.element.clientHeight || 400) / ROW_HEIGHT) + 8);
+      first = clamp(Math.floor(this.top / ROW_HEIGHT) - 2, 0, this.items.length - 1);
+      last = Math.min(last, first + Math.ceil(LONG_HEIGHT / ROW_HEIGHT) + 4);
     }
     this.before.style.height = `${first * ROW_HEIGHT}px`;
     this.after.style.height = `${(this.items.length - last) * ROW_HEIGHT}px`;
@@ -767,15 +781,16 @@ class QueuesPanel {
 
   #drawEnded(ids, run) {
     const marks = { finished: "✓", aborted: "stopped", stopped: "stopped", refused: "refused" };
-    const shownIds = ids.slice(-10);
-    const chips = shownIds.map((id) => {
-      const node = chip(this.identities, id);
-      const how = run.endedAt.get(id).how;
-      node.append(h("small", {}, ` ${marks[how]}`));
-      return node;
-    });
+    const shownIds = ids.slice(-10).map((id) => [id, marks[run.endedAt.get(id).how]]);
     const more = ids.length > shownIds.length ? [`${ids.length - shownIds.length} earlier, `] : [];
-    this.ended.replaceChildren(h("span", { class: "mv-title" }, "ENDED"), ...(ids.length ? [...more, ...chips] : ["nobody yet"]));
+    refill(this.ended, [more, shownIds], () => {
+      const chips = shownIds.map(([id, mark]) => {
+        const node = chip(this.identities, id);
+        node.append(h("small", {}, ` ${mark}`));
+        return node;
+      });
+      return [h("span", { class: "mv-title" }, "ENDED"), ...(ids.length ? [...more, ...chips] : ["nobody yet"])];
+    });
   }
 
   #makeRow(id) {
@@ -859,8 +874,9 @@ class QueuesPanel {
   }
 
   #positions({ animate }) {
-    if (!animate || this.element.querySelectorAll(".mv-row").length > 24) return null;
+    if (!animate || this.running.isLong || this.waiting.isLong) return null;
     const rows = this.element.querySelectorAll(".mv-row");
+    if (rows.length > 24) return null;
     return new Map(Array.from(rows, (row) => [row.dataset.row, row.getBoundingClientRect()]));
   }
 
@@ -1220,11 +1236,14 @@ class PoolPanel {
 
   #drawQueue({ free_queue: queue, state }) {
     const most = 14;
-    const items = queue.slice(0, most).map((id) =>
-      h("li", { data: { block: id, state: state[id] }, title: state[id] === "e" ? "still cached" : "empty" }, String(id)));
-    if (queue.length > most) items.push(h("li", { class: "mv-rest" }, `+${queue.length - most}`));
-    if (!queue.length) items.push(h("li", { class: "mv-rest" }, "empty: no block to give"));
-    this.queue.replaceChildren(...items);
+    const first = queue.slice(0, most).map((id) => [id, state[id]]);
+    refill(this.queue, [first, queue.length], () => {
+      const items = first.map(([id, kind]) =>
+        h("li", { data: { block: id, state: kind }, title: kind === "e" ? "still cached" : "empty" }, String(id)));
+      if (queue.length > most) items.push(h("li", { class: "mv-rest" }, `+${queue.length - most}`));
+      if (!queue.length) items.push(h("li", { class: "mv-rest" }, "empty: no block to give"));
+      return items;
+    });
   }
 
   /** The CPU pool of preemption by swap, and this step's copies. */
@@ -1277,12 +1296,13 @@ class PoolPanel {
 
   #drawTable(id) {
     const row = id === null ? undefined : this.view.snapshot.requests[id];
-    this.lines.replaceChildren();
+    if (this.lines.firstChild) this.lines.replaceChildren();
     if (!row) {
       const hint = id === null ? "Point at a request to trace its block table, at a block to see its owners." : `${id} is not here in this step.`;
-      this.table.replaceChildren(h("span", { class: "mv-hint" }, hint));
+      refill(this.table, hint, () => [h("span", { class: "mv-hint" }, hint)]);
       return;
     }
+    this.table.shown = null;
     const entries = row.block_table.slice(0, MAX_TABLE).map((block, index) => h("li", { data: { block } }, h("small", {}, String(index)), String(block)));
     const rest = row.block_table.length - entries.length;
     const words = !row.block_table.length ? [row.cpu_block_table.length ? `its blocks are on the CPU: ${row.cpu_block_table.join(", ")}` : "holds no block"] : [];
@@ -1535,10 +1555,15 @@ class TimelinePanel {
     const words = { preempted: "preempted", swapped_in: "back from the CPU", refused: "refused" };
     const all = run.moments();
     const start = Math.max(0, all.findIndex((moment) => moment.step > step - 1) - 3);
-    const buttons = all.slice(start, start + 7).map(({ step: target, type, id }) =>
-      h("button", { type: "button", class: "mv-moment", "aria-current": target === run.at(step) ? "step" : null, on: { click: () => this.onJump(target) } }, `${target}: `, chip(this.identities, id), ` ${words[type]}`));
+    const some = all.slice(start, start + 7).map((moment) => ({ ...moment, isHere: moment.step === run.at(step) }));
+    const makeButton = ({ step: target, type, id, isHere }) =>
+      h("button", { type: "button", class: "mv-moment", "aria-current": isHere ? "step" : null, on: { click: () => this.onJump(target) } }, `${target}: `, chip(this.identities, id), ` ${words[type]}`);
     this.moments.hidden = all.length === 0;
-    this.moments.replaceChildren(h("span", { class: "mv-title" }, "Jump to"), ...buttons, all.length > buttons.length ? h("span", { class: "mv-aside" }, `${all.length} in all`) : "");
+    refill(this.moments, [some, all.length], () => [
+      h("span", { class: "mv-title" }, "Jump to"),
+      ...some.map(makeButton),
+      all.length > some.length ? h("span", { class: "mv-aside" }, `${all.length} in all`) : "",
+    ]);
     setAttribute(this.base, "aria-label", `Timeline: ${plural(run.steps.length, "step")}, ${plural(run.ids.length, "request")}, ${plural(all.filter((m) => m.type === "preempted").length, "step")} with preemptions`);
   }
 }
@@ -2121,6 +2146,9 @@ class Stepper {
     const focus = isHovering ? this.hover : { request: this.pinned, block: null };
     for (const view of Object.values(this.views)) view.highlight(focus);
     this.root.classList.toggle("is-tracing", focus.request !== null);
+    const isMarked = focus.request !== null || this.pinned !== null;
+    if (!isMarked && !this.wasMarked) return;
+    this.wasMarked = isMarked;
     for (const node of this.branches.querySelectorAll("[data-req]")) {
       node.classList.toggle("is-lit", node.dataset.req === focus.request);
       if (node.ariaPressed !== null) node.ariaPressed = String(node.dataset.req === this.pinned);
