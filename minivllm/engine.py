@@ -77,6 +77,7 @@ class LLMEngine:
         num_cpu_blocks: of the pool that `preemption_mode="swap"` copies to; default: as many as
             `swap_space` GiB hold.
         batch_invariant: the logits of a token do not depend, by a single bit, on the batch.
+        attention_backend: "sdpa", "triton", or "auto": Triton's kernel on a GPU that has Triton.
         record: keep a snapshot of each step in `scheduler.history`.
         scheduling: the other knobs of `SchedulerConfig`.
 
@@ -101,6 +102,7 @@ class LLMEngine:
         num_cpu_blocks: int | None = None,
         swap_space: float = 4,
         batch_invariant: bool = False,
+        attention_backend: str = "auto",
         record: bool = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
@@ -143,6 +145,7 @@ class LLMEngine:
             max_model_len=max_model_len,
             block_size=block_size,
             batch_invariant=batch_invariant,
+            attention_backend=attention_backend,
         )
         if num_gpu_blocks is None:
             free_bytes = self._profile_free_bytes(config, gpu_memory_utilization)

@@ -42,7 +42,7 @@ _KNOBS = frozenset({
     "enable_prefix_caching", "enable_chunked_prefill", "reserve_full_prompt", "preemption_mode",
     "victim", "admission_control", "num_gpu_blocks", "num_cpu_blocks", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "swap_space", "block_size", "max_model_len", "dtype", "seed",
-    "device", "batch_invariant", "record", "clock",
+    "device", "batch_invariant", "attention_backend", "record", "clock",
 })  # fmt: skip
 
 

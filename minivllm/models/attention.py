@@ -1,8 +1,8 @@
 """Attention over a paged KV cache, three times: obvious, fast, and batch-invariant.
 
-All three compute the same thing. The keys and values of a sequence lie scattered over blocks
-(PagedAttention, Kwon et al. 2023); its block table says where. Every query token attends to
-the tokens of its own sequence, up to itself.
+A fourth, for GPUs, is in `triton_attention`. All compute the same thing. The keys and values of a
+sequence lie scattered over blocks (PagedAttention, Kwon et al. 2023); its block table says where.
+Every query token attends to the tokens of its own sequence, up to itself.
 
 Shapes: T tokens in the step, Hq query heads, Hkv key/value heads, D their width. One layer's
 cache of keys (or of values) is `[num_blocks, block_size, Hkv, D]`; block 0 is the null block,
@@ -11,12 +11,16 @@ which belongs to nobody: padding reads from it and writes to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from minivllm.core.config import check_choice
 
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
@@ -235,6 +239,48 @@ def _group_ends(num_blocks: Sequence[int], block_size: int) -> list[int]:
             start, total = index, 0
         total += blocks
     return [*ends, len(num_blocks)] if num_blocks else []
+
+
+class Attention(Protocol):
+    """What the model asks of an attention; `prepare` comes once before the layers of each step."""
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Work out what all layers share."""
+
+    def __call__(
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
+    ) -> Tensor:
+        """As `reference_paged_attention`."""
+
+
+ATTENTION_BACKENDS = ("auto", "sdpa", "triton")
+
+
+def attention_class(
+    backend: str, device: str, batch_invariant: bool
+) -> Callable[[int, int, torch.dtype, str], Attention]:
+    """The attention to use: "auto" is Triton's on a GPU where Triton is installed, else SDPA's.
+
+    Raises:
+        ValueError: if `backend` is no name in `ATTENTION_BACKENDS`, if "triton" is asked for and
+            not installed, or along with `batch_invariant`.
+    """
+    check_choice("attention_backend", backend, ATTENTION_BACKENDS)
+    if batch_invariant:
+        if backend != "auto":
+            raise ValueError(
+                f"batch_invariant=True has an attention of its own: leave attention_backend at "
+                f"'auto', got {backend!r}"
+            )
+        return BatchInvariantAttention
+    has_triton = importlib.util.find_spec("triton") is not None
+    if backend == "triton" and not has_triton:
+        raise ValueError("attention_backend='triton' needs Triton: pip install triton")
+    if backend == "triton" or (backend == "auto" and has_triton and device.startswith("cuda")):
+        from minivllm.models.triton_attention import TritonPagedAttention
+
+        return TritonPagedAttention
+    return PagedAttention
 
 
 class BatchInvariantAttention:

@@ -18,8 +18,7 @@ from torch import Tensor
 from minivllm.models.attention import (
     QUERY_TILE,
     AttentionMetadata,
-    BatchInvariantAttention,
-    PagedAttention,
+    attention_class,
     write_kv_cache,
 )
 from minivllm.models.config import ModelConfig
@@ -53,6 +52,7 @@ class LlamaModel:
         max_model_len: longest sequence: positions that RoPE is tabulated for.
         block_size: of the KV cache.
         batch_invariant: a token's logits do not depend, by a single bit, on the batch it is in.
+        attention_backend: "auto", "sdpa" or "triton" (see `attention_class`).
 
     Raises:
         ValueError: on a missing tensor or one of the wrong shape.
@@ -69,12 +69,13 @@ class LlamaModel:
         max_model_len: int,
         block_size: int,
         batch_invariant: bool = False,
+        attention_backend: str = "auto",
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self.row_tile = QUERY_TILE if batch_invariant else None
-        attention = BatchInvariantAttention if batch_invariant else PagedAttention
+        attention = attention_class(attention_backend, device, batch_invariant)
         self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
         self._load(weights)

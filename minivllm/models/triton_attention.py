@@ -1,0 +1,184 @@
+"""Paged attention as one GPU kernel: keys and values are read where they lie.
+
+`PagedAttention` copies the pages that a query needs side by side and calls SDPA. On a GPU that
+copy would cost more than the attention: decoding is bound by memory traffic. This kernel follows
+the block table itself. It is written in Triton, so the same lines run on a GPU and, with
+TRITON_INTERPRET=1 in the environment, one program after the other on a CPU, where they are tested.
+
+Each program has one tile of query tokens of one request, all query heads that share one key/value
+head (GQA), and walks over the keys in slices with the running softmax of FlashAttention (Dao et
+al. 2022, §3.1). PagedAttention: Kwon et al. 2023, §4.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minivllm.models.attention import AttentionMetadata
+
+PREFILL_TILE = 16
+"""Query tokens in one program's tile, for requests with more than one; a decode has one."""
+KEYS = 64
+"""Keys that a program looks at in one turn of its loop."""
+MIN_ROWS = 16
+"""Fewest rows that a GPU's matrix unit takes."""
+
+
+@triton.jit
+def paged_attention_kernel(  # type: ignore[no-untyped-def]  # Triton reads the types at launch
+    output,  # [T, Hq, D]
+    query,  # [T, Hq, D]
+    keys,  # [num_blocks, block_size, Hkv, D]
+    values,  # the same
+    block_tables,  # [requests, table_width]
+    tile_request,  # [tiles]: row of the block table
+    tile_row,  # [tiles]: the first token's row in the batch
+    tile_position,  # [tiles]: its position in its sequence
+    tile_len,  # [tiles]: tokens in the tile
+    table_width,
+    scale,
+    num_heads: tl.constexpr,
+    num_kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,  # the next power of two
+    block_size: tl.constexpr,
+    num_rows: tl.constexpr,  # tokens × heads that share a key/value head, padded
+    num_keys: tl.constexpr,
+):
+    """One tile of query tokens, one key/value head."""
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    heads_per_kv: tl.constexpr = num_heads // num_kv_heads
+    first_position, length = tl.load(tile_position + tile), tl.load(tile_len + tile)
+    table = block_tables + tl.load(tile_request + tile) * table_width
+
+    # Rows are (token, head) pairs: the heads that share a key/value head share its loads too.
+    row = tl.arange(0, num_rows)
+    token, head = row // heads_per_kv, kv_head * heads_per_kv + row % heads_per_kv
+    dim = tl.arange(0, padded_dim)
+    address = (tl.load(tile_row + tile) + token) * num_heads + head
+    address = address[:, None] * head_dim + dim[None, :]
+    is_real = (token < length)[:, None] & (dim < head_dim)[None, :]
+    queries = tl.load(query + address, mask=is_real, other=0.0)
+    position = first_position + token
+
+    highest = tl.full([num_rows], float("-inf"), tl.float32)
+    total = tl.zeros([num_rows], tl.float32)
+    result = tl.zeros([num_rows, padded_dim], tl.float32)
+    context_len = first_position + length  # keys that the last token of the tile sees
+    for start in range(0, context_len, num_keys):
+        # From a position in the sequence to a place in the cache: the block table.
+        key_position = start + tl.arange(0, num_keys)
+        exists = key_position < context_len
+        block = tl.load(table + key_position // block_size, mask=exists, other=0)
+        slot = block.to(tl.int64) * block_size + key_position % block_size
+        place = (slot * num_kv_heads + kv_head)[:, None] * head_dim + dim[None, :]
+        there = exists[:, None] & (dim < head_dim)[None, :]
+        key = tl.load(keys + place, mask=there, other=0.0)
+        value = tl.load(values + place, mask=there, other=0.0)
+
+        scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
+        seen = key_position[None, :] <= position[:, None]
+        scores = tl.where(seen, scores, float("-inf"))
+        # The running softmax: when a higher score turns up, what was summed so far shrinks.
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        shrink = tl.exp(highest - new_highest)
+        weights = tl.exp(scores - new_highest[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        weighted = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        result = result * shrink[:, None] + weighted
+        highest = new_highest
+    tl.store(output + address, result / total[:, None], mask=is_real)
+
+
+@dataclass
+class Launch:
+    """One launch of the kernel: tiles of one size. All tensors are int32, [tiles]."""
+
+    tile_tokens: int
+    request: Tensor
+    row: Tensor
+    position: Tensor
+    length: Tensor
+
+
+class TritonPagedAttention:
+    """As `PagedAttention`, by `paged_attention_kernel`: decodes in one launch, the rest in another.
+
+    Raises:
+        ValueError: on a CPU, unless Triton was told to interpret.
+    """
+
+    def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
+        if not device.startswith("cuda") and not triton.knobs.runtime.interpret:
+            raise ValueError(
+                f"Triton compiles for GPUs, and the device is {device}: set TRITON_INTERPRET=1 "
+                "before Python starts to run its kernels there, slowly, or leave attention_backend "
+                "at 'auto'"
+            )
+        self.block_size = block_size
+        self.num_kv_heads = num_kv_heads
+        self.device = device
+        self._launches: list[Launch] = []
+        self._tables = torch.empty(0, 0, dtype=torch.int32, device=device)
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Cut the queries into tiles, once for all layers."""
+        width = max((len(table) for table in metadata.block_tables), default=1)
+        padded = [table + [0] * (width - len(table)) for table in metadata.block_tables]
+        self._tables = self._indices(padded).view(-1, width)
+        decodes: list[tuple[int, int, int, int]] = []
+        chunks: list[tuple[int, int, int, int]] = []
+        row = 0
+        for request, (query_len, context_len) in enumerate(
+            zip(metadata.query_lens, metadata.context_lens, strict=True)
+        ):
+            position = context_len - query_len
+            if query_len == 1:
+                decodes.append((request, row, position, 1))
+            for start in range(0, query_len if query_len > 1 else 0, PREFILL_TILE):
+                length = min(PREFILL_TILE, query_len - start)
+                chunks.append((request, row + start, position + start, length))
+            row += query_len
+        self._launches = [
+            Launch(size, *self._indices(tiles).T.contiguous())
+            for size, tiles in ((1, decodes), (PREFILL_TILE, chunks))
+            if tiles
+        ]
+
+    def __call__(
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
+    ) -> Tensor:
+        """As `reference_paged_attention`. `query` and each layer's cache must be contiguous."""
+        output = torch.empty_like(query)
+        _, num_heads, head_dim = query.shape
+        for launch in self._launches:
+            num_rows = launch.tile_tokens * (num_heads // self.num_kv_heads)
+            paged_attention_kernel[(len(launch.row), self.num_kv_heads)](
+                output,
+                query,
+                kv_cache[0],
+                kv_cache[1],
+                self._tables,
+                launch.request,
+                launch.row,
+                launch.position,
+                launch.length,
+                self._tables.shape[1],
+                scale,
+                num_heads=num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=head_dim,
+                padded_dim=triton.next_power_of_2(head_dim),
+                block_size=self.block_size,
+                num_rows=max(MIN_ROWS, triton.next_power_of_2(num_rows)),
+                num_keys=KEYS,
+            )
+        return output
+
+    def _indices(self, values: list[list[int]] | list[tuple[int, int, int, int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)

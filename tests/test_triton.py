@@ -1,0 +1,108 @@
+"""The GPU's paged attention, run on the CPU by Triton's interpreter, against the obvious one."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import torch
+
+from minivllm import SamplingParams
+from minivllm.models.attention import AttentionMetadata, reference_paged_attention
+
+# Before Triton is imported: it decides then. On a machine with a GPU the kernel is compiled.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="no Triton here: pip install triton (Linux) to run its kernel")
+
+from minivllm.models.triton_attention import TritonPagedAttention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def batch(seed: int, block_size: int, num_heads: int, num_kv_heads: int, head_dim: int):
+    """Decodes, whole prompts and chunks that continue, over a cache of garbage and blocks of it."""
+    rng = random.Random(seed)
+    query_lens = [1] * rng.randrange(6) + [rng.randrange(2, 40) for _ in range(rng.randrange(4))]
+    query_lens = query_lens or [1]
+    rng.shuffle(query_lens)
+    contexts = [length + rng.choice([0, rng.randrange(150)]) for length in query_lens]
+    num_blocks = 400
+    free = rng.sample(range(1, num_blocks), num_blocks - 1)
+    tables = [[free.pop() for _ in range(-(-context // block_size))] for context in contexts]
+    generator = torch.Generator().manual_seed(seed)
+    cache = torch.randn(2, num_blocks, block_size, num_kv_heads, head_dim, generator=generator)
+    query = torch.randn(sum(query_lens), num_heads, head_dim, generator=generator)
+    slots = torch.zeros(len(query), dtype=torch.long)
+    return query, cache, AttentionMetadata(slots, query_lens, contexts, tables)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    ("block_size", "num_heads", "num_kv_heads", "head_dim"),
+    [(16, 9, 3, 64), (16, 4, 4, 16), (8, 8, 1, 32), (5, 6, 2, 24)],
+    ids=["smollm2", "no-sharing", "one-kv-head", "odd-sizes"],
+)
+def test_the_kernel_is_the_reference(seed, block_size, num_heads, num_kv_heads, head_dim):
+    query, cache, metadata = batch(seed, block_size, num_heads, num_kv_heads, head_dim)
+    scale = head_dim**-0.5
+    expected = reference_paged_attention(query, cache, metadata, scale)
+    kernel = TritonPagedAttention(block_size, num_kv_heads, torch.float32, DEVICE)
+    kernel.prepare(metadata)
+    got = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, scale)
+    torch.testing.assert_close(got.cpu(), expected)
+
+
+def test_keys_of_others_are_not_seen():
+    """What lies in any slot beyond a request's own tokens, not a number even, changes nothing."""
+    query, cache, metadata = batch(3, 16, 9, 3, 64)
+    kernel = TritonPagedAttention(16, 3, torch.float32, DEVICE)
+    kernel.prepare(metadata)
+    before = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    own = torch.zeros(cache.shape[1] * cache.shape[2], dtype=torch.bool)
+    for context, table in zip(metadata.context_lens, metadata.block_tables, strict=True):
+        for position in range(context):
+            own[table[position // 16] * 16 + position % 16] = True
+    cache.view(2, -1, 3, 64)[:, ~own] = float("nan")
+    after = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    assert torch.equal(before, after)
+
+
+def test_the_engine_says_the_same_with_it():
+    """A prompt cut into chunks, decodes beside it, a model of random weights: the same tokens."""
+    from minivllm import LLM
+    from minivllm.models.loader import tiny_random_model
+
+    model = tiny_random_model()
+    prompts = [{"prompt_token_ids": list(range(3, 3 + length))} for length in (5, 40, 21)]
+    said = []
+    for backend in ("sdpa", "triton"):
+        llm = LLM(model, max_model_len=64, max_num_batched_tokens=16, attention_backend=backend)
+        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=5))
+        said.append([output.outputs[0].token_ids for output in outputs])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"attention_backend": "flash"}, "attention_backend must be one of auto, sdpa, triton"),
+        ({"attention_backend": "triton", "batch_invariant": True}, "leave attention_backend at"),
+    ],
+)
+def test_what_cannot_be_chosen(knobs, message):
+    from minivllm import LLM
+    from minivllm.models.loader import tiny_random_model
+
+    with pytest.raises(ValueError, match=message):
+        LLM(tiny_random_model(), max_model_len=64, **knobs)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU is no error")
+def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        TritonPagedAttention(16, 3, torch.float32, "cpu")
