@@ -107,11 +107,13 @@ class Scenario:
             ValueError: if nothing has the name.
         """
         own: dict[str, Any] = {}
-        knobs = dict(self.knobs)
+        knobs: dict[str, Any] = {}
         traffic: dict[str, Any] = {}
         workload = changes.get("workload", self.workload)
         for name, value in changes.items():
-            name = ALIASES.get(name, name)
+            alias, name = name, ALIASES.get(name, name)
+            if alias != name and name in changes:
+                raise ValueError(f"{alias} and {name} are the same: set one of them")
             if name in KNOBS:
                 knobs[name] = value
             elif name in {f.name for f in fields(self)}:
@@ -123,8 +125,7 @@ class Scenario:
                 if is_dataclass(workload):
                     known |= {f.name for f in fields(workload)}
                 raise ValueError(f"{name!r} cannot be set; known are {', '.join(sorted(known))}")
-        if "knobs" in own:
-            knobs = {**own["knobs"], **{k: v for k, v in knobs.items() if k in changes}}
+        knobs = {**own.get("knobs", self.knobs), **knobs}
         if traffic:
             own["workload"] = replace(workload, **traffic)
         return replace(self, **{**own, "knobs": knobs})

@@ -29,6 +29,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from minivllm.sim.hardware import get_hardware
+from minivllm.sim.models import get_model
 from minivllm.sim.results import SLO, merge_rows
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.workload import Mix, Workload
@@ -58,9 +60,18 @@ def grid_points(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def point_key(scenario: Scenario, slo: SLO | None = None) -> str:
-    """A point's name in the results file: a hash of all that its result depends on."""
-    text = json.dumps([scenario.to_dict(), repr(scenario.workload), repr(slo)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A point's name in the results file: a hash of all that its result depends on, the engine
+    itself apart (start a new file when that has changed)."""
+    parts = [
+        scenario.to_dict(),
+        scenario.config().to_dict(),
+        repr(get_model(scenario.model)),  # a spec of one's own may borrow a name
+        repr(get_hardware(scenario.gpu)),
+        repr(scenario.workload),
+        repr(getattr(scenario.workload, "arrivals", None)),  # a trace's repr leaves them out
+        repr(slo),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _run(scenario: Scenario, slo: SLO | None, on_refused: str) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def sweep(
         slo: adds `goodput` and `slo_attainment` to the rows.
         executor: runs the points; it is not shut down. Default: a process for each core.
         path: results file, `.csv` or `.parquet` (needs pyarrow). Points found there are not run
-            again; each new one is added as soon as it is done.
+            again; each new one is added as soon as it is done. Of one file, one sweep at a time.
         on_refused: as for `simulate`.
         progress: show a bar, if tqdm is installed.
 
@@ -127,6 +138,7 @@ def sweep(
             assert executor is not None
             futures[executor.submit(_run, each, slo, on_refused)] = key
         num_done = len(points) - len(missing)
+        stack.callback(lambda: [future.cancel() for future in futures])  # if interrupted
         for future in _bar(as_completed(futures), len(points), num_done, progress):
             key = futures[future]
             point = missing[key][0]
@@ -135,14 +147,22 @@ def sweep(
             except Exception as error:
                 failures[str(point)] = error
                 continue
-            labels = {name: _label(value) for name, value in point.items()}
-            fresh[key] = {"key": key, **labels, **summary}
+            fresh[key] = {"key": key, **_labels(point), **summary}
             if file is not None:
                 file.append(fresh[key])
-    rows = [{**done, **fresh}[key] for key in keys if key in done or key in fresh]
+    found = {**done, **fresh}
+    rows = [
+        {"key": key, **_labels(point), **found[key], **_labels(point)}
+        for key, point in zip(keys, points, strict=True)
+        if key in found
+    ]
     if failures:
         raise SweepError(failures, rows)
     return rows
+
+
+def _labels(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _label(value) for name, value in point.items()}
 
 
 def _label(value: Any) -> Any:
@@ -191,10 +211,9 @@ class _ResultsFile:
             text = _csv_text(self.rows.values(), columns, header=True)
             temporary.write_text(text, encoding="utf-8", newline="")
         else:
-            pa, parquet = _pyarrow()
-            table = pa.Table.from_pylist(
-                [{column: r.get(column) for column in columns} for r in self.rows.values()]
-            )
+            pyarrow, parquet = _pyarrow()
+            rows = self.rows.values()
+            table = pyarrow.table({c: _same_kind([r.get(c) for r in rows]) for c in columns})
             parquet.write_table(table, temporary)
         os.replace(temporary, self.path)
 
@@ -214,6 +233,15 @@ def _csv_text(rows: Iterable[dict[str, Any]], columns: list[str], *, header: boo
         writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _same_kind(values: list[Any]) -> list[Any]:
+    """A column that Parquet can hold: a float makes all its numbers floats, a text all texts."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) < 2:
+        return values
+    convert: type = float if kinds == {int, float} else str
+    return [None if value is None else convert(value) for value in values]
 
 
 def _pyarrow() -> tuple[Any, Any]:
