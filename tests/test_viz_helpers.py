@@ -11,7 +11,7 @@ from minivllm.stepper.explain import explain
 from minivllm.stepper.scenarios import SCENARIOS
 from minivllm.stepper.session import record
 from minivllm.viz.drive import drive, drive_scenario
-from minivllm.viz.source import excerpt
+from minivllm.viz.source import excerpt, excerpt_of_file
 from minivllm.viz.words import table, tell
 
 
@@ -27,6 +27,13 @@ def test_an_excerpt_is_the_lines_asked_for_without_their_indentation() -> None:
     assert repr(found) == "if first:\n    second = 2"
     assert found._repr_markdown_() == f"```python\n{found.code}\n```"
     assert repr(excerpt(quoted, "first = 1", "= 1")) == "first = 1"
+
+
+def test_an_excerpt_of_a_file_needs_no_import() -> None:
+    found = excerpt_of_file("models/triton_attention.py", "block = tl.load(table", "slot = ")
+    assert repr(found).splitlines()[0].startswith("block = tl.load(table")
+    with pytest.raises(ValueError, match="'nowhere' is in 0 lines of models/triton_attention.py"):
+        excerpt_of_file("models/triton_attention.py", "nowhere", "slot = ")
 
 
 @pytest.mark.parametrize(

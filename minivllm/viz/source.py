@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from pathlib import Path
 from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Excerpt:
@@ -33,12 +36,29 @@ def excerpt(code: Any, first: str, last: str) -> Excerpt:
     Raises:
         ValueError: if `first` is in no line or in several, or `last` in none from there on.
     """
-    lines = inspect.getsource(code).splitlines()
+    return _cut(inspect.getsource(code).splitlines(), first, last, code.__qualname__)
+
+
+def excerpt_of_file(path: str, first: str, last: str) -> Excerpt:
+    """As `excerpt`, for code that cannot be imported everywhere, such as a GPU's kernel.
+
+    Args:
+        path: below the package's folder, e.g. `models/triton_attention.py`.
+        first: a part of the first line to show.
+        last: a part of the last; the same line if it holds both.
+
+    Raises:
+        ValueError: as `excerpt`.
+    """
+    return _cut((PACKAGE / path).read_text(encoding="utf-8").splitlines(), first, last, path)
+
+
+def _cut(lines: list[str], first: str, last: str, where: str) -> Excerpt:
     starts = [number for number, line in enumerate(lines) if first in line]
     if len(starts) != 1:
-        raise ValueError(f"{first!r} is in {len(starts)} lines of {code.__qualname__}, not in one")
+        raise ValueError(f"{first!r} is in {len(starts)} lines of {where}, not in one")
     start = starts[0]
     for end in range(start, len(lines)):
         if last in lines[end]:
             return Excerpt(textwrap.dedent("\n".join(lines[start : end + 1])))
-    raise ValueError(f"{last!r} is in no line of {code.__qualname__} after {first!r}")
+    raise ValueError(f"{last!r} is in no line of {where} after {first!r}")
