@@ -307,10 +307,10 @@ def text(
     except ValueError:  # too short a run to cut a window out of
         pass
     else:
+        verdict = "holds" if law.holds else "no steady state, so it need not hold"
         lines.append(
             f"\nLittle's Law: L = {law.L:.2f}, λ·W = {law.lam:.2f}/s · {law.W:.2f} s = "
-            f"{law.lam * law.W:.2f}; {'holds' if law.holds else 'does not hold'} "
-            f"(± {max(law.half_width, 0.01 * law.L):.2f})"
+            f"{law.lam * law.W:.2f} (± {max(law.half_width, 0.01 * law.L):.2f}): {verdict}"
         )
     if measured is not None:
         lines += ["", comparison_table(side_by_side(result, measured))]

@@ -17,6 +17,7 @@ from math import fsum
 from random import Random
 from typing import Any
 
+from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number
 
 
@@ -289,7 +290,8 @@ class LittlesLaw:
 
     @property
     def holds(self) -> bool:
-        """The identity over the whole run, and the window's sides equal within confidence.
+        """The identity over the whole run, and the window's sides equal within confidence. The
+        second needs a steady state: a queue that grows all the time has none.
 
         Rounding may leave 1e-6; the window's difference must lie in its interval or be below 1 %.
         """
@@ -423,16 +425,22 @@ class SimResult:
         """Check L = λ W.
 
         Args:
-            warmup: share of the time that is cut off at either end: filling up and draining.
+            warmup: share of the time between the first arrival and the last that is cut off at
+                either end: filling up, and stragglers. (Draining, after it, is never counted.)
             num_batches: pieces of the window, for the confidence.
 
         Raises:
-            ValueError: if the window holds fewer buckets than batches.
+            ValueError: if the window holds fewer buckets than batches, or an argument is out of
+                range.
         """
         buckets = self.timeline.buckets
         width = self.timeline.width
-        cut = int(len(buckets) * warmup)
-        window = buckets[cut : len(buckets) - cut]
+        check_number("warmup", warmup, least=0, most=0.5)
+        check_int("num_batches", num_batches, 2)
+        with_arrivals = [i for i, bucket in enumerate(buckets) if bucket.arrivals]
+        first, last = (with_arrivals[0], with_arrivals[-1] + 1) if with_arrivals else (0, 0)
+        cut = int((last - first) * warmup)
+        window = buckets[first + cut : last - cut]
         size = len(window) // num_batches
         if size == 0:
             raise ValueError(
