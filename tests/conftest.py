@@ -139,3 +139,25 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert not problems, "\n".join(problems)
+
+
+@pytest.fixture(scope="session")
+def steppers_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Pages with steppers alone (tests/stepper_pages.py): quicker than the whole book."""
+    pytest.importorskip("sphinx")
+    from tests.stepper_pages import serving, write_site
+
+    folder = tmp_path_factory.mktemp("steppers")
+    write_site(folder)
+    with serving(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def live_url(steppers_url: str) -> str:
+    """The same; skips the test where Pyodide could not be had."""
+    from minivllm_stepper import pyodide
+
+    if pyodide() is None:
+        pytest.skip("no Pyodide: python tools/get_pyodide.py gets it, with a network")
+    return steppers_url
