@@ -13,8 +13,9 @@ What happens to one notebook of a submission:
    of the submission's cell, whatever the mailbox says; it runs in the judge's children (`sandbox`).
 4. A part earns its points if its cells passed in nbval, *and* the judge passed the answer, *and*
    nothing was refused while its answer ran.
-5. If the kernel hangs, dies or is ended, the part whose cell was running loses its points, its
-   answer is replaced by the stub, and the notebook runs again for the others.
+5. If the kernel hangs, dies or is ended, or a graded cell passes without asking the judge, the part
+   whose cell it was loses its points, its answer is replaced by the stub, and the notebook runs
+   again for the others.
 
 # What this defends against, and what not
 
@@ -67,13 +68,17 @@ from minivllm.grading.judge import MAX_PAYLOAD, ROOT, Verdict, exercises, judge
 from minivllm.grading.part import Part, shown
 from minivllm.grading.sandbox import end_group
 
+PATIENCE = 30.0  # seconds for a cell of the notebook's own, and between two cells
 KERNEL_NAME = "minivllm-grading"
 FILE_SIZE = 64 << 20
+NEVER_ASKED = "never asked the judge: something has replaced `check`."
 UNTOUCHED = "*Write here.*"
 
+# nbformat checks no addresses, but would load a grammar of them: a second for each notebook.
 BOOT_PYTEST = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from minivllm.grading import guard; "
     "sys.path.pop(0); guard.limit(int(sys.argv.pop(1)), None, int(sys.argv.pop(1))); "
+    "sys.modules['rfc3987_syntax'] = None; "
     "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 )
 BOOT_KERNEL = (
@@ -359,9 +364,7 @@ def _result_of(part: Part, evidence: Evidence) -> PartResult:
     elif evidence.fault:
         result.says, result.broken = evidence.fault, True
     elif verdict is None or part.id not in evidence.payloads:
-        result.says = "The graded cell never asked the judge" + (
-            f": it {graded}" if graded else ": something has replaced `check`."
-        )
+        result.says = f"The graded cell {graded or NEVER_ASKED}"
     elif answer is None or graded is None:
         result.says = "The notebook did not get as far as this part."
     elif graded:
@@ -392,12 +395,24 @@ def _run_until_it_ends(
         for part_id, what in run.refused.items():
             evidence.lost.setdefault(part_id, what)
         if not why:
+            culprit, why = _silent_part(parts, evidence), NEVER_ASKED
+        if not culprit and why is NEVER_ASKED:
             return
         if culprit not in answers:
             evidence.fault = f"The notebook could not be run: {why}"
             return
-        evidence.lost.setdefault(culprit, f"The answer cell {why}")
+        whose = "graded" if why is NEVER_ASKED else "answer"
+        evidence.lost.setdefault(culprit, f"The {whose} cell {why}")
         del answers[culprit]
+
+
+def _silent_part(parts: tuple[Part, ...], evidence: Evidence) -> str:
+    """The first part whose graded cell passed without a word to the judge; empty if none."""
+    for part in parts:
+        passed = evidence.cells.get(f"check-{part.id}") == ""
+        if passed and part.id not in evidence.payloads and part.id not in evidence.lost:
+            return part.id
+    return ""
 
 
 class NotebookRun:
@@ -510,9 +525,12 @@ class NotebookRun:
                     self.since = time.monotonic()
             self._read_log()
             now = time.monotonic()
-            is_answer = self.running.startswith("answer-")
-            patience = self.settings.cell_seconds if is_answer else 60.0
-            if self.running and now - self.since > patience:
+            patience = PATIENCE
+            if self.running.startswith("answer-"):
+                patience = self.settings.cell_seconds
+            if self.pid and now - self.since > patience:
+                if not self.running:
+                    return "left a kernel that no longer answers."
                 return f"did not finish within {patience:g} s: is there a loop without end?"
             if self.pid and _has_ended(self.pid) and self.running:
                 part = self.running.partition("-")[2]
@@ -555,13 +573,13 @@ class NotebookRun:
             if not isinstance(entry, dict):
                 continue
             if isinstance(entry.get("pid"), int) and not self.pid:
-                self.pid = entry["pid"]
+                self.pid, self.since = entry["pid"], time.monotonic()
             if isinstance(entry.get("start"), str):
                 self.running, self.since = entry["start"], time.monotonic()
                 if self.running.startswith("answer-"):
                     self.last_answer = self.running
             if "end" in entry:
-                self.running = ""
+                self.running, self.since = "", time.monotonic()
             if isinstance(entry.get("refused"), str):
                 cell = str(entry.get("cell") or self.last_answer)
                 kind, _, part_id = cell.partition("-")
