@@ -9,9 +9,9 @@ cluster, with Dask (`pip install distributed`):
     with Client("tcp://scheduler:8786") as client:      # Client() alone: a local cluster
         rows = sweep(grid, workload, executor=client.get_executor(), path="sweep.csv")
 
-The address is that of a running `dask scheduler`, to which `dask worker tcp://scheduler:8786` on each
-machine has connected; under Slurm, `dask_jobqueue.SLURMCluster(cores=32, memory="64GB")` starts
-both. The workers need the same Python, Dask and `minivllm` (`pip install .[sweep]`), nothing
+The address is that of a running `dask scheduler`, to which `dask worker tcp://scheduler:8786` on
+each machine has connected; under Slurm, `dask_jobqueue.SLURMCluster(cores=32, memory="64GB")`
+starts both. The workers need the same Python, Dask and `minivllm` (`pip install .[sweep]`), nothing
 else: no files are shared. Each finished point comes back as one row and is written at once, by the
 process that called `sweep`; run the same sweep again, and only what is missing is computed.
 """
