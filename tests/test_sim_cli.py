@@ -280,7 +280,7 @@ def test_a_sweep_of_which_a_point_fails_has_status_1(capsys, tmp_path):
     arguments = ["--sweep", "num_gpu_blocks=3,900", *QUICK, "--out", str(path)]
     status, _, err = run(arguments, capsys)
     assert status == 1
-    assert re.search(r"error: 1 points failed; the first, .*num_gpu_blocks", err)
+    assert re.search(r"error: 1 point failed; the first, .*num_gpu_blocks", err)
     assert len(read_results(path)) == 1
 
 

@@ -197,6 +197,8 @@ def test_bench_asks_for_the_same_traffic():
     assert (found["--max-concurrency"], found["--num-prompts"]) == ("32", "100")
     assert "--request-rate" not in found
     assert "users do not think" in vllm_bench(closed)
+    assert "share prefixes" not in vllm_bench(closed)
+    assert "share prefixes" in vllm_bench(closed.with_(mix="shared-prefix"))
     with pytest.raises(ValueError, match="workload"):
         vllm_bench(Scenario(Trace((Arrival(0, 1, 1),))))
 

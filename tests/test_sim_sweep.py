@@ -168,7 +168,7 @@ def test_what_a_result_depends_on_is_in_its_key():
 
 def test_one_point_that_fails_does_not_take_the_others_along():
     grid = {"num_gpu_blocks": [2, 2000], "max_model_len": [4000]}
-    with pytest.raises(SweepError, match=r"1 points failed.*'num_gpu_blocks': 2.*blocks") as caught:
+    with pytest.raises(SweepError, match=r"1 point failed.*'num_gpu_blocks': 2.*blocks") as caught:
         sweep(grid, WORKLOAD, executor=Counting(), **QUIET)
     assert [row["num_gpu_blocks"] for row in caught.value.rows] == [2000]
     rows = sweep(grid, WORKLOAD, executor=Counting(), on_refused="count", **QUIET)

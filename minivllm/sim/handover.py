@@ -194,9 +194,9 @@ def vllm_bench(scenario: Scenario) -> str:
         "--result-filename": "measured.json",
     }
     lines = [f"{flag} {value}".rstrip() for flag, value in flags.items()]
-    notes = [
-        f"# every request has the mean lengths; the mix {workload.mix.name} varies them",
-    ]
+    notes = [f"# every request has the mean lengths; the mix {workload.mix.name} varies them"]
+    if any(kind.num_prefix_groups for _, kind in workload.mix.parts):
+        notes.append(f"# no two prompts begin alike; those of {workload.mix.name} share prefixes")
     if isinstance(workload, ClosedLoop) and workload.think_time:
         notes.append(f"# vLLM's users do not think; these do, for {workload.think_time:g} s")
     return "\n".join([" \\\n    ".join(["vllm bench serve", *lines]), *notes])

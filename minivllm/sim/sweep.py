@@ -44,7 +44,8 @@ class SweepError(RuntimeError):
 
     def __init__(self, failures: dict[str, BaseException], rows: list[dict[str, Any]]) -> None:
         first, error = next(iter(failures.items()))
-        super().__init__(f"{len(failures)} points failed; the first, {first}: {error}")
+        points = "1 point" if len(failures) == 1 else f"{len(failures)} points"
+        super().__init__(f"{points} failed; the first, {first}: {error}")
         self.failures = failures
         """Point, as text -> what was raised."""
         self.rows = rows
