@@ -2,28 +2,36 @@
 
     python -m minivllm.sim.calibrate --out cpu.json
 
-runs the default model here for two or three minutes: a set of workloads to fit to, and others to
-judge by. Both are replays in real time: each request is handed to the engine when it is due, as a
-server would, and every step's load and seconds are written down.
+runs the default model here for some minutes: a set of workloads to fit to, and others to judge by,
+in turns, so that a machine that slows down slows both. Each request is handed to the engine when it
+is due, as a server would, and every step's load and seconds are written down; idle time is skipped.
 
-Needs torch (the engine); the fit itself does not.
+The seconds are those that this process spends on the CPU, with one thread unless told otherwise:
+on a machine that does other work too, waiting for a core is not the engine's. `--clock wall` counts
+it in.
+
+Needs torch (the engine); the fit itself, and reading what was saved, do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from minivllm.core import SamplingParams, SchedulerConfig
+from minivllm.core.config import check_choice
 from minivllm.core.output import SchedulerOutput
+from minivllm.sim.checks import check_number
 from minivllm.sim.cost import LINEAR_FEATURES, CostModel, FittedCost, StepLoad, mean_relative_error
 from minivllm.sim.hardware import HardwareSpec
 from minivllm.sim.lengths import Constant, LogNormal, UniformLength
@@ -36,6 +44,32 @@ if TYPE_CHECKING:
 
 KNOTS = (0, 4, 16, 64, 256)
 """Where the line in `num_tokens` may bend."""
+
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
+"""`cpu`: what this process spends on the CPU, all its threads together, so take one thread."""
+
+
+class ReplayClock:
+    """Seconds since the start of a replay: it can jump over idle time, and stand still."""
+
+    def __init__(self, clock: str = "cpu") -> None:
+        check_choice("clock", clock, tuple(CLOCKS))
+        self._clock = CLOCKS[clock]
+        self._origin = self._clock()
+
+    def now(self) -> float:
+        return self._clock() - self._origin
+
+    def jump_to(self, seconds: float) -> None:
+        """Nothing is to be done before then."""
+        self._origin -= max(seconds - self.now(), 0.0)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside takes no time."""
+        start = self._clock()
+        yield
+        self._origin += self._clock() - start
 
 
 @dataclass
@@ -56,12 +90,24 @@ class MeasuredRun:
 
 
 def replay(
-    engine: LLMEngine, workload: Workload, *, seed: int = 0, name: str = "run"
+    engine: LLMEngine,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    name: str = "run",
+    clock: str = "cpu",
 ) -> MeasuredRun:
-    """Play a workload to the engine in real time, and write down what happened.
+    """Play a workload to the engine, and write down what happened.
 
     Prompts are random tokens, so that no two share a prefix by chance; the engine samples greedily
     and goes on past the end of a text, so that outputs are as long as the workload says.
+
+    Args:
+        engine: with nothing to do.
+        workload: who asks for what, and when.
+        seed: of the workload, and of the tokens.
+        name: of the run.
+        clock: in `CLOCKS`. Arrivals are due by it too; while nobody asks it jumps.
 
     Raises:
         ValueError: if the engine holds unfinished requests, or a request does not fit.
@@ -87,15 +133,16 @@ def replay(
         return [int(rng.random() * vocab_size) for _ in range(count)]
 
     engine.scheduler.schedule = schedule_and_note  # type: ignore[method-assign]
-    started = mark = time.perf_counter()
+    watch = ReplayClock(clock)
+    mark = watch.now()
     try:
         while True:
-            now = time.perf_counter() - started
-            while source.next_time() <= now:
-                arrival = source.pop()
-                prefix_len = min(arrival.prefix_len, arrival.prompt_len)
-                prefix = prefixes.setdefault(arrival.prefix_group, tokens(prefix_len))
-                prompt = prefix[:prefix_len] + tokens(arrival.prompt_len - prefix_len)
+            while source.next_time() <= watch.now():
+                with watch.stopped():  # a user writes the prompt, not the engine
+                    arrival = source.pop()
+                    prefix_len = min(arrival.prefix_len, arrival.prompt_len)
+                    prefix = prefixes.setdefault(arrival.prefix_group, tokens(prefix_len))
+                    prompt = prefix[:prefix_len] + tokens(arrival.prompt_len - prefix_len)
                 request_id = f"{name}-{len(arrived)}"
                 params = SamplingParams(
                     max_tokens=arrival.output_len, ignore_eos=True, temperature=0.0
@@ -104,14 +151,13 @@ def replay(
                 arrived[request_id] = arrival.time
                 token_times[request_id] = []
             if not engine.has_unfinished_requests():
-                if source.next_time() == float("inf"):
+                if source.next_time() == math.inf:
                     break
-                wait = started + source.next_time() - time.perf_counter()
-                time.sleep(max(wait, 0.0))
-                mark = time.perf_counter()
+                watch.jump_to(source.next_time())
+                mark = watch.now()
                 continue
             outputs = engine.step()
-            end = time.perf_counter()
+            end = watch.now()
             if plans:
                 run.steps.append((plans.pop(), end - mark))
             mark = end
@@ -119,13 +165,13 @@ def replay(
                 if output.error:
                     raise ValueError(output.error)
                 times = token_times[output.request_id]
-                times.append(end - started)
+                times.append(end)
                 if output.finished:
                     _note(run, arrived[output.request_id], times)
-                    source.finished(end - started)
+                    source.finished(end)
     finally:
         engine.scheduler.schedule = schedule  # type: ignore[method-assign]
-    run.duration = time.perf_counter() - started
+    run.duration = watch.now()
     return run
 
 
@@ -159,7 +205,8 @@ def fit(
     the core, or the garbage collector ran).
 
     Raises:
-        ValueError: on fewer steps than there are coefficients.
+        ValueError: on fewer than two steps for each coefficient, on a time that is not positive,
+            and on steps too much alike to tell the coefficients apart.
     """
     num_features = 1 + len(LINEAR_FEATURES) + len(KNOTS)
     if len(steps) < 2 * num_features:
@@ -167,11 +214,12 @@ def fit(
             f"steps: {len(steps)} are too few to fit {num_features} coefficients; measure at "
             f"least {2 * num_features}"
         )
+    _check_variety(steps)
     kept = list(steps)
     for _ in range(3):
         cost = _to_cost(_least_squares(kept), title, about)
         errors = [abs(cost.step_time(load) / seconds - 1) for load, seconds in kept]
-        limit = max(4 * percentile(sorted(errors), 50), 0.05)
+        limit = max(4 * percentile(sorted(errors), 50), MIN_OUTLIER)
         close = [step for step, error in zip(kept, errors, strict=True) if error <= limit]
         if len(close) == len(kept) or len(close) < 2 * num_features:
             break
@@ -188,6 +236,30 @@ def fit(
     return FittedCost(cost.constant, cost.linear, cost.slopes, title, error, about or {})
 
 
+MIN_OUTLIER = 0.3
+"""A step off by less is never left out: that would hide what the model cannot say."""
+MIN_BATCH_SIZES = 3
+MIN_PROMPT_LENGTHS = 3
+
+
+def _check_variety(steps: Sequence[tuple[StepLoad, float]]) -> None:
+    """Decodes alone in several batch sizes, and prompts of several lengths, or nothing is known."""
+    for _, seconds in steps:
+        check_number("seconds of a step", seconds, above=0)
+    decodes = {load.num_reqs for load, _ in steps if load.num_tokens == load.num_reqs}
+    prompts = {load.num_tokens for load, _ in steps if load.num_tokens > load.num_reqs}
+    if len(decodes) < MIN_BATCH_SIZES:
+        raise ValueError(
+            f"steps: decodes alone come in {len(decodes)} batch sizes, at least {MIN_BATCH_SIZES} "
+            f"are needed; measure more users at once"
+        )
+    if len(prompts) < MIN_PROMPT_LENGTHS:
+        raise ValueError(
+            f"steps: those with prompts compute {len(prompts)} different numbers of tokens, at "
+            f"least {MIN_PROMPT_LENGTHS} are needed; measure prompts of more lengths"
+        )
+
+
 def _to_cost(x: list[float], title: str, about: dict[str, Any] | None) -> FittedCost:
     n = 1 + len(LINEAR_FEATURES)
     return FittedCost(
@@ -200,7 +272,7 @@ def _to_cost(x: list[float], title: str, about: dict[str, Any] | None) -> Fitted
 
 
 def _least_squares(steps: Sequence[tuple[StepLoad, float]]) -> list[float]:
-    """min Σ (x·f / t - 1)² with x >= 0, by coordinate descent on the normal equations."""
+    """min Σ (x·f / t - 1)² with x >= 0, on the normal equations (Lawson and Hanson 1974, §23.3)."""
     rows = [[value / seconds for value in features(load)] for load, seconds in steps]
     n = len(rows[0])
     scale = [max(max(row[i] for row in rows), 1e-30) for i in range(n)]
@@ -208,18 +280,49 @@ def _least_squares(steps: Sequence[tuple[StepLoad, float]]) -> list[float]:
     gram = [[sum(row[i] * row[j] for row in rows) for j in range(n)] for i in range(n)]
     target = [sum(row[i] for row in rows) for i in range(n)]
     x = [0.0] * n
-    for _ in range(20_000):
-        change = 0.0
-        for i in range(n):
-            if gram[i][i] <= 1e-12:
-                continue
-            gradient = sum(gram[i][j] * x[j] for j in range(n)) - target[i]
-            new = max(0.0, x[i] - gradient / gram[i][i])
-            change = max(change, abs(new - x[i]))
-            x[i] = new
-        if change < 1e-10:
+    free: list[int] = []  # coefficients that may differ from 0
+    for _ in range(10 * n):
+        slopes = [target[i] - sum(gram[i][j] * x[j] for j in range(n)) for i in range(n)]
+        held = [i for i in range(n) if i not in free and slopes[i] > 1e-9 * len(rows)]
+        if not held:
             break
+        free.append(max(held, key=lambda i: slopes[i]))
+        while True:
+            best = _solve(gram, target, free)
+            if min(best) > 0:
+                break
+            # Go towards the solution until the first coefficient would turn negative; hold it at 0.
+            share, stop = min(
+                (x[i] / (x[i] - value), i)
+                for i, value in zip(free, best, strict=True)
+                if value <= 0
+            )
+            for i, value in zip(free, best, strict=True):
+                x[i] += share * (value - x[i])
+            x[stop] = 0.0
+            free.remove(stop)
+        for i, value in zip(free, best, strict=True):
+            x[i] = value
     return [value / s for value, s in zip(x, scale, strict=True)]
+
+
+def _solve(gram: list[list[float]], target: list[float], free: list[int]) -> list[float]:
+    """The least squares of some of the features alone: Gaussian elimination with pivots."""
+    n = len(free)
+    a = [[gram[i][j] for j in free] + [target[i]] for i in free]
+    for k in range(n):
+        a[k][k] *= 1 + 1e-12  # features that are alike share what they explain
+        pivot = max(range(k, n), key=lambda i: abs(a[i][k]))
+        a[k], a[pivot] = a[pivot], a[k]
+        for i in range(k + 1, n):
+            factor = a[i][k] / a[k][k] if a[k][k] else 0.0
+            for j in range(k, n + 1):
+                a[i][j] -= factor * a[k][j]
+    x = [0.0] * n
+    for k in reversed(range(n)):
+        rest = a[k][n] - sum(a[k][j] * x[j] for j in range(k + 1, n))
+        x[k] = rest / a[k][k] if a[k][k] else 0.0
+    return x
 
 
 # --- the judgement --------------------------------------------------------------------------
@@ -249,8 +352,22 @@ class Validation:
             "error": self.error,
         }
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Validation:
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError: if a column is missing.
+            ValueError: if a mean is not a positive number.
+        """
+        check_choice("metric", data["metric"], METRICS)
+        means = [check_number(key, data[key], above=0) for key in ("measured", "predicted")]
+        return cls(str(data["name"]), data["metric"], *means)
+
 
 METRICS = ("ttft", "itl", "tpot", "e2e")
+JUDGED = ("ttft", "itl")
+"""What the error is reported of."""
 
 
 def compare(
@@ -277,10 +394,8 @@ WIDE = _mix("wide", UniformLength(4, 500), UniformLength(2, 32))
 SHORT = _mix("short", UniformLength(4, 60), UniformLength(16, 64))
 
 TRAINING: dict[str, Workload] = {
-    **{f"wide, {n} users": ClosedLoop(WIDE, n, num_requests=8 + 3 * n) for n in (1, 3, 8, 20)},
-    **{
-        f"short, {n} users": ClosedLoop(SHORT, n, num_requests=4 + 2 * n) for n in (1, 2, 5, 12, 28)
-    },
+    **{f"wide, {n} users": ClosedLoop(WIDE, n, num_requests=6 + 2 * n) for n in (1, 3, 8, 20)},
+    **{f"short, {n} users": ClosedLoop(SHORT, n, num_requests=4 + n) for n in (1, 2, 5, 12, 28)},
 }
 """What the fit sees: every batch size, prompts alone, decodes alone, and both together."""
 
@@ -305,8 +420,11 @@ HELD_OUT: dict[str, Workload] = {
 """What it is judged by: other lengths, other arrivals, queues."""
 
 
-def make_engine(*, num_threads: int | None = None, **arguments: Any) -> LLMEngine:
-    """The default model with room for 32 requests, warmed up."""
+def make_engine(
+    *, num_threads: int | None = 1, warm_up: bool = True, **arguments: Any
+) -> LLMEngine:
+    """The default model with room for 32 requests, warmed up. `num_threads`: of torch; None: as
+    many as it likes, and then `clock="wall"` is the clock to take."""
     import torch
 
     from minivllm.engine import LLMEngine
@@ -318,8 +436,15 @@ def make_engine(*, num_threads: int | None = None, **arguments: Any) -> LLMEngin
         "max_num_seqs": 32, **arguments,
     }  # fmt: skip
     engine = LLMEngine(**arguments)
-    replay(engine, ClosedLoop(WIDE, 4, num_requests=8), seed=99, name="warm-up")
+    if warm_up:
+        replay(engine, ClosedLoop(WIDE, 4, num_requests=8), seed=99, name="warm-up")
     return engine
+
+
+FORMAT = "minivllm-calibration"
+VERSION = 1
+TARGET = 0.15
+"""Largest error of a mean, predicted over measured, that this project allows itself."""
 
 
 @dataclass
@@ -329,6 +454,13 @@ class Calibration:
     cost: FittedCost
     training: list[Validation]
     held_out: list[Validation]
+
+    def worst(self, metric: str) -> Validation:
+        """The held-out workload whose mean of `metric` is predicted worst."""
+        rows = [row for row in self.held_out if row.metric == metric]
+        if not rows:
+            raise ValueError(f"metric {metric!r} is not among {', '.join(METRICS)}")
+        return max(rows, key=lambda row: abs(row.error))
 
     def table(self) -> str:
         """Measured beside predicted."""
@@ -341,6 +473,122 @@ class Calibration:
             ]
         return "\n".join(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable data: the cost model's, which can be read alone (`FittedCost.load`),
+        and what it was judged by."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.cost.to_dict(),
+            "training": [row.to_dict() for row in self.training],
+            "held_out": [row.to_dict() for row in self.held_out],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Calibration:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: on another format or version, a part that is missing or no number, or
+                errors that are not those of the rows.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"format: not a {FORMAT}; make one with python -m {__name__}")
+        if data.get("version") != VERSION:
+            raise ValueError(
+                f"version: {data.get('version')!r}, this code reads {VERSION}; calibrate again"
+            )
+        try:
+            cost = FittedCost.from_dict(data)
+            rows = [
+                [Validation.from_dict(row) for row in data[part]]
+                for part in ("training", "held_out")
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a part of the calibration is missing: {error!r}") from error
+        result = cls(cost, *rows)
+        for metric in JUDGED:
+            key = f"held_out_mean_{metric}"
+            stated = check_number(key, cost.error.get(key), least=0)
+            if not math.isclose(stated, _mean_error(result.held_out, metric), abs_tol=1e-6):
+                raise ValueError(f"{key}: {stated} is not the mean error of the held-out rows")
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: as for `from_dict`, naming the file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
+
+
+RECORDED = Path(__file__).with_name("cpu-calibration.json")
+"""A calibration made with this file's `main`, kept with the code: see its `about`."""
+
+
+def recorded() -> Calibration:
+    """The calibration that is kept with the code."""
+    return Calibration.load(RECORDED)
+
+
+Runs = dict[str, MeasuredRun]
+
+
+def measure(
+    engine: LLMEngine,
+    training: dict[str, Workload],
+    held_out: dict[str, Workload],
+    *,
+    clock: str = "cpu",
+) -> tuple[Runs, Runs]:
+    """Replay both sets, one workload of each in turn, so that a machine that slows down slows both.
+    Seeds are the set's: `SEEDS`."""
+    seen: Runs = {}
+    unseen: Runs = {}
+    for pairs in zip_longest(training.items(), held_out.items()):
+        for pair, runs, seed in zip(pairs, (seen, unseen), SEEDS, strict=True):
+            if pair is not None:
+                name, workload = pair
+                runs[name] = replay(engine, workload, seed=seed, name=name, clock=clock)
+    return seen, unseen
+
+
+SEEDS = (1, 2)
+"""Of the training workloads, and of those held out."""
+
+
+def judge(
+    seen: Runs,
+    unseen: Runs,
+    training: dict[str, Workload],
+    held_out: dict[str, Workload],
+    config: SchedulerConfig,
+    *,
+    title: str = "fitted",
+    about: dict[str, Any] | None = None,
+) -> Calibration:
+    """Fit to what was `seen`, and lay both sets beside their simulation."""
+    cost = fit([s for run in seen.values() for s in run.steps], title=title, about=about)
+    fitted, judged = (
+        [v for n, run in runs.items() for v in compare(run, sources[n], cost, config, seed=seed)]
+        for runs, sources, seed in zip((seen, unseen), (training, held_out), SEEDS, strict=True)
+    )
+    for metric in JUDGED:
+        cost.error[f"held_out_mean_{metric}"] = _mean_error(judged, metric)
+        cost.error[f"held_out_worst_{metric}"] = max(
+            abs(row.error) for row in judged if row.metric == metric
+        )
+    return Calibration(cost, fitted, judged)
+
 
 def calibrate(
     engine: LLMEngine,
@@ -348,23 +596,22 @@ def calibrate(
     training: dict[str, Workload] | None = None,
     held_out: dict[str, Workload] | None = None,
     title: str = "fitted",
+    clock: str = "cpu",
 ) -> Calibration:
     """Measure, fit, and judge: see the module's text."""
     training = TRAINING if training is None else training
     held_out = HELD_OUT if held_out is None else held_out
-    runs = {name: replay(engine, w, seed=1, name=name) for name, w in training.items()}
-    cost = fit([s for run in runs.values() for s in run.steps], title=title, about=describe(engine))
-    judged = {name: replay(engine, w, seed=2, name=name) for name, w in held_out.items()}
-    config = engine.scheduler.config
-    seen = [v for n, r in runs.items() for v in compare(r, training[n], cost, config, seed=1)]
-    unseen = [v for n, r in judged.items() for v in compare(r, held_out[n], cost, config, seed=2)]
-    cost.error["held_out_mean_ttft"] = _mean_error(unseen, "ttft")
-    cost.error["held_out_mean_itl"] = _mean_error(unseen, "itl")
-    return Calibration(cost, seen, unseen)
+    seen, unseen = measure(engine, training, held_out, clock=clock)
+    return judge(
+        seen, unseen, training, held_out, engine.scheduler.config,
+        title=title, about={"clock": clock, **describe(engine)},
+    )  # fmt: skip
 
 
 def _mean_error(rows: Iterable[Validation], metric: str) -> float:
     errors = [abs(row.error) for row in rows if row.metric == metric]
+    if not errors:
+        raise ValueError(f"held_out: no row of {metric}; it must be judged by something")
     return sum(errors) / len(errors)
 
 
@@ -377,11 +624,22 @@ def describe(engine: LLMEngine) -> dict[str, Any]:
         "device": engine.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "cpu": _cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "scheduler": engine.scheduler.config.to_dict(),
     }
+
+
+def _cpu_name() -> str:
+    """What Linux calls the processor; elsewhere, what Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def measure_host(num_threads: int | None = None) -> HardwareSpec:
@@ -415,22 +673,16 @@ def measure_host(num_threads: int | None = None) -> HardwareSpec:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m minivllm.sim.calibrate", description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the cost model here, as JSON")
-    parser.add_argument("--rows", type=Path, help="write the comparison here, as JSON")
-    parser.add_argument("--threads", type=int, help="CPU threads that torch may use")
+    parser.add_argument("--out", type=Path, help="write the calibration here, as JSON")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads that torch may use")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="cpu", help="what a second is")
     options = parser.parse_args(arguments)
     engine = make_engine(num_threads=options.threads)
-    result = calibrate(engine, title="smollm2-135m on this CPU, fitted")
+    result = calibrate(engine, title="smollm2-135m on a CPU, fitted", clock=options.clock)
     print(result.table())
     print("\n" + "\n".join(f"{key:<28}{value:>12.4f}" for key, value in result.cost.error.items()))
     if options.out:
-        result.cost.save(options.out)
-    if options.rows:
-        rows = {
-            "training": [row.to_dict() for row in result.training],
-            "held_out": [row.to_dict() for row in result.held_out],
-        }
-        options.rows.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        result.save(options.out)
 
 
 if __name__ == "__main__":
