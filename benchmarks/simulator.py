@@ -42,8 +42,11 @@ def full_batch(scale: float) -> SimResult:
 
 
 def chats(scale: float) -> SimResult:
-    """An hour of 20 chats a second: 72,000 requests of 200 prompt and about 200 output tokens."""
-    return Scenario(OpenLoop("chat", 20, duration=3600 * scale)).run()
+    """An hour of 20 chats a second: 72,000 requests of 200 prompt and about 200 output tokens.
+
+    Records are kept of 10,000 requests, so that what grows with time would show in the memory.
+    """
+    return Scenario(OpenLoop("chat", 20, duration=3600 * scale)).run(max_records=10_000)
 
 
 def documents(scale: float) -> SimResult:
