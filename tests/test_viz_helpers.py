@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from minivllm.stepper.scenarios import SCENARIOS
 from minivllm.stepper.session import record
 from minivllm.viz.drive import drive, drive_scenario
 from minivllm.viz.source import excerpt, excerpt_of_file
-from minivllm.viz.words import table, tell
+from minivllm.viz.words import download, link, say, table, tell
 
 
 def quoted() -> int:
@@ -103,6 +105,24 @@ def test_a_table_shows_every_cell_and_escapes_it() -> None:
     assert "a&lt;b" in markup
     assert markup.count("<tr>") == 3
     assert markup.count("text-align:right") == 3  # the numbers, and their heading
+
+
+def test_a_cell_may_be_a_link() -> None:
+    words = table(["where"], [[link("a_b.py:1", "https://example.org/?a=1&b=2")]])
+    assert '<a href="https://example.org/?a=1&amp;b=2">a_b.py:1</a>' in words._repr_html_()
+    assert repr(words) == "where\na_b.py:1"
+
+
+def test_a_message_is_escaped() -> None:
+    assert say("1 < 2")._repr_html_() == "<blockquote><p>1 &lt; 2</p></blockquote>"
+
+
+def test_a_download_holds_its_file() -> None:
+    text = '{"a": "ä"}'
+    markup = download("run.json", text, "the run")._repr_html_()
+    assert 'download="run.json"' in markup
+    data = markup.split("base64,")[1].split('"')[0]
+    assert base64.b64decode(data).decode() == text
 
 
 def test_a_row_that_does_not_fit_its_header_is_an_error() -> None:
