@@ -88,7 +88,7 @@ try:
 except ImportError:
     pass
 RIGHT""",
-        "read the file .*exercises",
+        "read the file .*e80_values",
     ),
     "overwrites the solutions": (
         """
@@ -170,7 +170,7 @@ else:
     "a list that holds itself": ("x_LETTER = []\nx_LETTER.append(x_LETTER)", "nested|never asked"),
     "asks for input": ("x_LETTER = int(input())", "StdinNotImplementedError"),
     "no Python": ("x_LETTER = = 3", "SyntaxError"),
-    "recursion": ("def g():\n    return g()\ng()\nRIGHT", "RecursionError"),
+    "recursion": ("def g():\n    return g()\ng()\nRIGHT", "RecursionError|did not finish"),
     "a forged letter": (
         """
 import json, os, pathlib

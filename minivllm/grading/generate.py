@@ -14,11 +14,13 @@ In an answer cell of a solution
 
 the solution's region is taken out, and the stub's comment signs are. Lines outside both stay. Cells
 with the role `model-answer` are left out; outputs are. Graded cells are written by this command.
+A notebook in exercises/ whose answer cells have been filled in is not overwritten.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -133,7 +135,25 @@ def exercise_from(solution: Any, name: str) -> Any:
                 cell.source = stub_of(cell.source)
             except ValueError as error:
                 raise ValueError(f"{name}, {cell.id}: {error}") from None
+    exercise.metadata["minivllm"]["stubs"] = stubs_mark(exercise)
     return exercise
+
+
+def stubs_mark(notebook: Any) -> str:
+    """A mark of a notebook's answer cells, to tell later whether they have been filled in."""
+    stubs = ["".join(c["source"]) for c in notebook["cells"] if role_of(c)[0] == "answer"]
+    return hashlib.sha256(json.dumps(stubs).encode()).hexdigest()[:16]
+
+
+def is_answered(path: Path) -> bool:
+    """Whether the notebook at `path` holds answers, which nobody wants to lose."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        return notebook["metadata"]["minivllm"]["stubs"] != stubs_mark(notebook)
+    except FileNotFoundError:
+        return False
+    except (ValueError, LookupError, TypeError):
+        return True
 
 
 def written(notebook: Any) -> str:
@@ -146,9 +166,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minivllm.grading.generate")
     parser.add_argument("names", nargs="*", help="04_the_clamp …; all when there are none")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--force", action="store_true", help="overwrite answers")
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder of both folders")
     options = parser.parse_args(argv)
-    different = []
+    different: list[str] = []
+    refused = False
     for name in options.names or exercises():
         source = options.root / "solutions" / f"{name}.ipynb"
         if not source.exists():
@@ -166,10 +188,13 @@ def main(argv: list[str] | None = None) -> int:
             different.append(name)
             if options.check:
                 print(f"{path}: differs from what generate writes", file=sys.stderr)
+            elif path.parent.name == "exercises" and is_answered(path) and not options.force:
+                print(f"{path}: holds answers, left alone (--force overwrites)", file=sys.stderr)
+                refused = True
             else:
                 path.write_text(text, encoding="utf-8")
                 print(f"wrote {path}")
-    return int(bool(different) and options.check)
+    return int(refused or (bool(different) and options.check))
 
 
 if __name__ == "__main__":

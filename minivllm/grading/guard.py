@@ -348,6 +348,13 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
     sys.addaudithook(hook)
 
 
+def _own_files() -> list[str]:
+    """What a notebook may read of the grader: `check`, and the drivers, which hold no secret."""
+    checks = GRADING / "exercises"
+    own = [*GRADING.glob("*.py"), checks / "__init__.py", checks / "drivers"]
+    return [str(path) for path in [*own, *(checks / "__pycache__").glob("__init__.*")]]
+
+
 def lock_kernel_files(write: Iterable[str]) -> None:
     """Shut a notebook's kernel out of all files but Python's, minivllm's and those below `write`.
 
@@ -355,8 +362,7 @@ def lock_kernel_files(write: Iterable[str]) -> None:
     Landlock holds for the calling thread and what it starts.
     """
     sys.dont_write_bytecode = True
-    own = [str(path) for path in GRADING.glob("*.py")]  # `check` itself, not the checks
-    landlock([*readable(), *own], [*write, "/dev/null", "/dev/shm"])
+    landlock([*readable(), *_own_files()], [*write, "/dev/null", "/dev/shm"])
 
 
 def lock_kernel(write: Iterable[str], report: Callable[[str], object]) -> None:
@@ -367,7 +373,7 @@ def lock_kernel(write: Iterable[str], report: Callable[[str], object]) -> None:
         report: Told, in words, each time something is refused.
     """
     allowed = readable()
-    own = [str(path) for path in GRADING.glob("*.py")]
+    own = _own_files()
     scratch = [os.path.realpath(path) for path in write]
     anywhere = [*scratch, "/dev/null", "/dev/shm"]
     seccomp()

@@ -212,13 +212,20 @@ class Course:
             if cell["id"].startswith("model-")
         }
 
-    def names(self) -> list[str]:
-        """The exercises, "04_the_clamp", in order.
+    def names(self, only: Iterable[str] = ()) -> list[str]:
+        """The exercises, "04_the_clamp", in order; of `only`, by name or number, if any.
 
         Raises:
-            FileNotFoundError: There is no notebook beside a check.
+            FileNotFoundError: There is none, or no notebook for one.
         """
-        names = list(exercises())
+        wanted = list(only)
+        names = [
+            name
+            for name in exercises()
+            if not wanted or any(name == w or name.split("_")[0] == w for w in wanted)
+        ]
+        if not names:
+            raise FileNotFoundError(f"no exercise is named {', '.join(wanted)}")
         for name in names:
             self.pristine(name)
         return names
@@ -275,14 +282,7 @@ def grade(
     """
     course = course or Course()
     settings = settings or Settings()
-    wanted = list(only)
-    names = [
-        name
-        for name in course.names()
-        if not wanted or any(name == w or name.split("_")[0] == w for w in wanted)
-    ]
-    if not names:
-        raise FileNotFoundError(f"no exercise is named {', '.join(wanted)}")
+    names = course.names(only)
     found = find_submissions(folders, names)
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         futures = [
