@@ -346,6 +346,8 @@ class Misread:
 
     says: str
     cells: Mapping[Any, Any]
+    anywhere: bool = False
+    """It explains a single value too, not only a run that goes wrong from there on."""
 
 
 def judge_cells(
@@ -360,8 +362,8 @@ def judge_cells(
     """Compare a prediction with a run, value by value, in the order of `truth`.
 
     Args:
-        misreads: whichever of them agrees with the first wrong value, and with most of the others,
-            is what the message speaks to.
+        misreads: whichever of them goes wrong first at the same place, in the same way, and agrees
+            with most of the other values, is what the message speaks to.
         describe: names a value in words.
         otherwise: what to say to an error that no misread explains.
         shows: the workload that the message shows.
@@ -373,12 +375,14 @@ def judge_cells(
     if not wrong:
         return
     first = wrong[0]
-    fitting = [
-        (sum(m.cells.get(cell) == given[cell] for cell in truth), -index, m.says)
-        for index, m in enumerate(misreads)
-        if first in m.cells and m.cells[first] == given[first]
-    ]
-    hint = max(fitting)[2] if fitting else otherwise
+    fitting = []
+    for index, misread in enumerate(misreads):
+        deviates = (cell for cell in truth if misread.cells.get(cell, truth[cell]) != truth[cell])
+        from_here = next(deviates, None) == first
+        if misread.cells.get(first) == given[first] and (from_here or misread.anywhere):
+            agreement = sum(misread.cells.get(cell) == given[cell] for cell in truth)
+            fitting.append((from_here, agreement, -index, misread.says))
+    hint = max(fitting)[-1] if fitting else otherwise
     raise Failed(
         f"{len(truth) - len(wrong)} of {len(truth)} values agree with the run. The first that does "
         f"not: {describe(first)}. You say {shown(given[first])}. {hint}",
