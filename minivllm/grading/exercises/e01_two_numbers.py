@@ -156,28 +156,34 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
             "A sampled token is known, not computed: its keys and values come in the step after. "
             "The first number moves when it is sampled, the second one does not.",
             _each(truth, lambda i, s, p: [p[0], p[1] + sampled(i, s)]),
+            anywhere=True,
         ),
         Misread(
             "The numbers are asked for after the whole step, so after the sampled token has been "
             "taken too: whoever caught up knows one token more.",
             _each(truth, lambda i, s, p: [p[0] - sampled(i, s), p[1]]),
+            anywhere=True,
         ),
         Misread(
             "num_tokens counts every token that is known, the prompt's too, not the output alone.",
             _each(truth, lambda i, s, p: [p[0] - prompts[i], p[1]]),
+            anywhere=True,
         ),
         Misread(
             "The second number is what has been computed so far, not the gap that is left.",
             _each(truth, lambda i, s, p: [p[0], p[0] - p[1]]),
+            anywhere=True,
         ),
         Misread(
             "The second number is what has been computed so far, in all steps together, not what "
             "this step computes.",
             _each(truth, lambda i, s, p: [p[0], tokens(i, s)]),
+            anywhere=True,
         ),
         Misread(
             "Here the order is turned: num_tokens comes first, num_computed_tokens second.",
             _each(truth, lambda i, s, p: [p[1], p[0]]),
+            anywhere=True,
         ),
         Misread(
             "The budget is shared: it is what all requests of a step may get together, not each.",
@@ -192,6 +198,7 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
             "A request can be served in the very step in which it arrives, if the budget has "
             "tokens left.",
             _toy(late=1),
+            anywhere=True,
         ),
         Misread(
             "A prompt that is longer than what is left of the budget is cut, and goes on in the "
@@ -212,6 +219,7 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
             "A request that has its last token is gone by the end of that step: None. One that has "
             "not yet arrived has None too.",
             truth | absent,
+            anywhere=True,
         ),
     ]
 

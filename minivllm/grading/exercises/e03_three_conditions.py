@@ -260,6 +260,7 @@ def _misreads(truth: Cells, run_of_day: Run) -> list[Misread]:
                 for step in range(NUM_STEPS - 1)
                 if run_of_day.steps[step].finished
             },
+            anywhere=True,
         ),
         Misread(
             "The queue is empty only when nobody waits at the end of the step.",
@@ -268,6 +269,7 @@ def _misreads(truth: Cells, run_of_day: Run) -> list[Misread]:
                 for step in range(NUM_STEPS)
                 if truth["ended by", step] != "queue empty"
             },
+            anywhere=True,
         ),
     ]
 
