@@ -1,4 +1,4 @@
-"""Pages with steppers and nothing else, as the book's build makes them; what a test reads of them."""
+"""Pages with steppers and nothing else, made as the book's are; what a test reads of them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Seque
     }
     preempted = {e["request_id"] for e in snapshot["events"] if e["type"] == "preempted"}
     assert set(dom["victims"]) == preempted
-    assert dom["sentences"] == list(sentences)
+    told = dom["sentences"]
+    assert told[: len(sentences)] == list(sentences)
+    assert len(told) == len(sentences) or told[len(sentences) :][0].startswith("Stuck: ")
     blocks = snapshot["blocks"]
     assert dom["states"] == blocks["state"]
     assert dom["refs"] == blocks["ref_cnt"]

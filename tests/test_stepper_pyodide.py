@@ -48,7 +48,8 @@ ANSWERS = """async (texts) => {
   for (const [index, text] of texts.entries()) {
     const bytes = new TextEncoder().encode(await window.ask(index, text));
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    digests.push([bytes.length, Array.from(digest, (x) => x.toString(16).padStart(2, "0")).join("")]);
+    const hex = Array.from(digest, (x) => x.toString(16).padStart(2, "0")).join("");
+    digests.push([bytes.length, hex]);
   }
   return digests;
 }"""

@@ -800,9 +800,10 @@ class QueuesPanel {
       chip(this.identities, id),
       h("span", { class: "mv-note" }),
       h("span", { class: "mv-number" }),
+      h("span", { class: "mv-spoken" }, " tokens computed"),
       h(
         "span",
-        { class: "mv-bar" },
+        { class: "mv-bar", "aria-hidden": "true" },
         h("span", { class: "mv-bar-prompt" }),
         h("span", { class: "mv-bar-known" }),
         h("span", { class: "mv-bar-done" }),
@@ -823,7 +824,7 @@ class QueuesPanel {
   #updateRow(node, { id, place, row }, view) {
     const { snapshot, run, victims, usesPriority } = view;
     const button = node.firstElementChild;
-    const [, note, numbers, bar] = button.children;
+    const [, note, numbers, , bar] = button.children;
     const isVictim = victims.has(id);
     const notes = this.#notes(id, place, row, { snapshot, run, isVictim, usesPriority });
     node.dataset.place = place;
@@ -837,8 +838,6 @@ class QueuesPanel {
     }
     setText(numbers, `${row.num_computed_tokens} / ${row.num_tokens}`);
     this.#drawBar(bar, row, run);
-    const words = `${id}: ${row.num_computed_tokens} of ${row.num_tokens} known tokens computed, ${notes.join(", ")}`;
-    setAttribute(button, "aria-label", words);
   }
 
   #notes(id, place, row, { snapshot, run, isVictim, usesPriority }) {
@@ -972,7 +971,9 @@ class BlockGrid {
       { type: "button", class: "mv-cell", tabindex: id === 1 ? 0 : -1, data: { block: id } },
       h("span", { class: "mv-fill" }),
       h("span", { class: "mv-block-id" }, String(id)),
+      " ",
       h("span", { class: "mv-owner" }),
+      " ",
       h("span", { class: "mv-refs" }),
     );
   }
@@ -991,7 +992,9 @@ class BlockGrid {
     else delete cell.dataset.colour;
     setText(owner, state[id] === "0" ? "∅" : this.#ownerWord(owners[id]));
     setText(count, refs[id] > 1 ? `×${refs[id]}` : "");
-    setAttribute(cell, "aria-label", describeBlock(snapshot, id));
+    // What is written in it comes first: that is how someone who speaks to the computer calls it.
+    const written = [id, owner.textContent, count.textContent].filter((word) => word !== "").join(" ");
+    setAttribute(cell, "aria-label", `${written}. ${describeBlock(snapshot, id)}`);
   }
 
   #ownerWord(owners) {

@@ -13,11 +13,21 @@ const count = (bytes) => {
   self.postMessage({ loaded });
 };
 
-/** Fetch, and count the bytes of a copy: the browser keeps compiled code for the original alone. */
+/** Fetch, and count the bytes of a copy: the browser keeps compiled code for the original alone.
+ *
+ * A file that does not come is told from here: Python's loader would wait for it for ever.
+ */
 const countingFetch = async (...request) => {
-  const response = await fetchFromNetwork(...request);
-  if (response.ok) countBytes(response.clone());
-  return response;
+  const name = String(request[0].url ?? request[0]).split("/").at(-1);
+  try {
+    const response = await fetchFromNetwork(...request);
+    if (!response.ok) throw new Error(`the server says ${response.status}`);
+    countBytes(response.clone());
+    return response;
+  } catch (error) {
+    self.postMessage({ failed: `${name} could not be loaded (${error.message}).` });
+    throw error;
+  }
 };
 
 const countBytes = async (copy) => {
