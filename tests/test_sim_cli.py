@@ -339,7 +339,7 @@ def test_a_report_draws_offline(page, reports, name):
         page.goto((reports / f"{name}.html").as_uri())
         page.wait_for_selector(".plot .main-svg")
         slots = page.locator("figure").count()
-        assert slots == (5 if name == "run" else 1)
+        assert slots == (7 if name == "run" else 1)
         assert page.locator(".plot .main-svg:first-child").count() == slots
         body = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(body) == paper

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from minivllm.core.config import POLICIES, PREEMPTION_MODES
@@ -267,13 +269,12 @@ def run_once(options: argparse.Namespace) -> None:
             parts.insert(1, vllm_bench(scenario))
         print("\n\n".join(parts).rstrip())
         return
+    _check_report(options.report)
     result = scenario.run(on_refused="count" if options.count_refused else "raise")
     comparison = None if measured is None else side_by_side(result, measured)
     if options.report is not None:
-        _report_path(options.report)
-        from minivllm.sim.report import run_report, save_report
-
-        save_report(run_report(scenario, result, slo, comparison), options.report)
+        report = _report_module()
+        report.save_report(report.run_report(scenario, result, slo, comparison), options.report)
     if options.json:
         data = {**result.to_dict(records=False), "scenario": scenario.to_dict()}
         data["summary"] = result.summary(slo)
@@ -324,8 +325,7 @@ def run_sweep(options: argparse.Namespace) -> None:
     grid = parse_grid(options.sweep)
     slo = parse_slo(options.slo)
     x, y = _pareto_columns(options.pareto or DEFAULT_PARETO)
-    if options.report is not None:
-        _report_path(options.report)
+    _check_report(options.report)
     workload = make_workload(options)
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
@@ -338,9 +338,8 @@ def run_sweep(options: argparse.Namespace) -> None:
         )  # fmt: skip
     front = pareto_front(rows, x, y)
     if options.report is not None:
-        from minivllm.sim.report import save_report, sweep_report
-
-        save_report(sweep_report(rows, x, y), options.report)
+        report = _report_module()
+        report.save_report(report.sweep_report(rows, x, y, list(grid)), options.report)
     if options.json:
         print(json.dumps(without_nan(rows), indent=2))
     else:
@@ -381,10 +380,21 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _report_path(path: Path) -> None:
+def _check_report(path: Path | None) -> None:
     """Fail before a long run, not after it."""
+    if path is None:
+        return
     if not path.parent.is_dir():
         raise ValueError(f"--report {path}: there is no directory {path.parent}")
+    _report_module()
+
+
+def _report_module() -> ModuleType:
+    """The only part that needs more than the standard library."""
+    try:
+        return import_module("minivllm.sim.report")
+    except ImportError as error:
+        raise ValueError(f"--report needs plotly ({error}): pip install plotly") from None
 
 
 def without_nan(data: Any) -> Any:

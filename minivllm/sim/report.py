@@ -13,155 +13,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
-from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows, percentile
+from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
-from minivllm.sim.sweep import pareto_front
 from minivllm.sim.workload import Trace
-from minivllm.viz.theme import (
-    CATEGORICAL,
-    COLORS,
-    DARK,
-    LIGHT,
-    Palette,
-    light_to_dark,
-    template,
-)
-
-Figure = dict[str, Any]
-"""A Plotly figure as plain data (`data` and `layout`), its `title`, and in `alt` what it shows."""
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+from minivllm.viz.simulator import kv_over_time, pareto, percentiles
+from minivllm.viz.theme import COLORS, DARK, LIGHT, Palette, light_to_dark, template
 
 
-def _figure(title: str, alt: str, data: list[dict[str, Any]], **layout: Any) -> Figure:
-    return {"title": title, "alt": alt, "data": data, "layout": {"height": 340, **layout}}
-
-
-def _line(x: Sequence[float], y: Sequence[float], name: str, index: int, **more: Any) -> Figure:
-    """A line that differs from its neighbours in colour and in dash."""
-    line = {"color": CATEGORICAL[index % len(CATEGORICAL)], "dash": DASHES[index % len(DASHES)]}
-    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": name, "line": line, **more}
-
-
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, **more}
-
-
-def timeline_figures(result: SimResult) -> list[Figure]:
-    """Requests, KV cache and throughput over simulated time."""
-    rows = result.timeline.to_rows()
-    time = [row["time"] for row in rows]
-
-    def lines(*names: tuple[str, str]) -> list[dict[str, Any]]:
-        return [
-            _line(time, [row[column] for row in rows], name, index)
-            for index, (column, name) in enumerate(names)
-        ]
-
-    seconds = _axis("simulated time (s)")
-    return [
-        _figure(
-            "Requests in the system",
-            "Requests running and waiting over simulated time",
-            lines(("running", "running"), ("waiting", "waiting")),
-            xaxis=seconds, yaxis=_axis("requests", rangemode="tozero"),
-        ),
-        _figure(
-            "KV cache in use",
-            "Share of the KV cache's blocks in use over simulated time, on average and at most",
-            lines(("kv_usage", "on average"), ("max_kv_usage", "at most")),
-            xaxis=seconds, yaxis=_axis("share of blocks", tickformat=".0%", range=[0, 1.02]),
-        ),
-        _figure(
-            "Tokens a second",
-            "Tokens computed and output tokens a second over simulated time",
-            lines(
-                ("computed_tokens_per_s", "computed, prompts included"),
-                ("output_tokens_per_s", "output"),
-            ),
-            xaxis=seconds, yaxis=_axis("tokens/s", rangemode="tozero"),
-        ),
-    ]  # fmt: skip
-
-
-def latency_figures(result: SimResult, slo: SLO | None = None) -> list[Figure]:
-    """How many requests, or tokens, waited at most how long; by kind, if there are several."""
-    data, shapes = [], []
-    for index, (metric, title) in enumerate(METRICS.items()):
-        points = getattr(result, metric).points()
-        if points:
-            x, y = zip(*points, strict=True)
-            data.append(_line(x, y, title, index))
-        limit = getattr(slo, metric, None)
-        if limit is not None:
-            color = CATEGORICAL[index % len(CATEGORICAL)]
-            shapes.append(
-                {"type": "line", "x0": limit, "x1": limit, "y0": 0, "y1": 1, "yref": "paper",
-                 "line": {"color": color, "dash": "dot"},
-                 "label": {"text": f"{title} SLO", "textposition": "middle"}}
-            )  # fmt: skip
-    share = _axis("share at most", tickformat=".0%", range=[0, 1.02])
-    seconds = _axis("seconds (logarithmic)", type="log")
-    figures = [
-        _figure(
-            "Latencies", "Cumulative distribution of each latency, on a logarithmic axis",
-            data, xaxis=seconds, yaxis=share, shapes=shapes,
-        )
-    ]  # fmt: skip
+def run_figures(result: SimResult, slo: SLO | None = None) -> list[go.Figure]:
+    """Latencies (TTFT of each kind of request, if there are several), then time's course."""
+    metrics = [metric for metric in ("ttft", "itl", "e2e") if getattr(result, metric).count]
+    figures = [percentiles(result, metric, slo=slo) for metric in metrics]
     if len(result.kinds) > 1:
-        by_kind = []
-        for index, kind in enumerate(result.kinds):
-            ordered = result.values("ttft", kind)
-            percents = [i / 2 for i in range(201)]
-            by_kind.append(
-                _line(
-                    [percentile(ordered, p) for p in percents],
-                    [p / 100 for p in percents], kind, index,
-                )
-            )  # fmt: skip
-        figures.append(
-            _figure(
-                "TTFT by kind of request",
-                "Cumulative distribution of the time to first token for each kind of request",
-                by_kind, xaxis=seconds, yaxis=share,
-            )
+        kinds = result.kinds
+        figures[1:1] = [percentiles(result, "ttft", kind=kind, slo=slo) for kind in kinds if kind]
+    return [*figures, kv_over_time(result), throughput_over_time(result)]
+
+
+def throughput_over_time(result: SimResult) -> go.Figure:
+    """Tokens a second over simulated time: computed, prompts included, and output."""
+    rows = result.timeline.to_rows()
+    figure = go.Figure()
+    for column, name, color, dash in (
+        ("computed_tokens_per_s", "computed, prompts included", COLORS.prefill, "solid"),
+        ("output_tokens_per_s", "output", COLORS.decode, "dash"),
+    ):
+        figure.add_scatter(
+            x=[row["time"] for row in rows], y=[row[column] for row in rows], name=name,
+            mode="lines", line={"color": color, "dash": dash, "width": 2},
         )  # fmt: skip
-    return figures
-
-
-def pareto_figure(rows: Sequence[dict[str, Any]], x: str, y: str, **better: bool) -> Figure:
-    """All points of a sweep, and the front that none of them beats.
-
-    Args:
-        rows: what `sweep` returned.
-        x: a column for the horizontal axis.
-        y: a column for the vertical axis.
-        better: `more_x` and `more_y`, as for `pareto_front`.
-    """
-    front = pareto_front(rows, x, y, **better)
-    grid = [c for c in merge_rows(rows) if c != "key"]
-    grid = grid[: grid.index("num_finished")] if "num_finished" in grid else grid
-
-    def points(some: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "type": "scatter",
-            "x": [row[x] for row in some],
-            "y": [row[y] for row in some],
-            "text": [", ".join(f"{name}={row.get(name)}" for name in grid) for row in some],
-        }
-
-    return _figure(
-        f"{y} against {x}",
-        f"Every point of the sweep, {y} against {x}, with the Pareto front as a line",
-        [
-            {**points(rows), "mode": "markers", "name": "point",
-             "marker": {"color": COLORS.waiting, "symbol": "circle-open", "size": 9}},
-            {**points(front), "mode": "lines+markers", "name": "Pareto front",
-             "line": {"color": COLORS.prefill}, "marker": {"symbol": "diamond", "size": 10}},
-        ],
-        xaxis=_axis(x), yaxis=_axis(y), hovermode="closest",
-    )  # fmt: skip
+    figure.update_layout(
+        title={"text": "Tokens a second over simulated time"},
+        xaxis={"title": {"text": "simulated time (s)"}},
+        yaxis={"title": {"text": "tokens a second"}, "rangemode": "tozero"},
+        meta={"alt": "Tokens computed and output tokens a second over simulated time."},
+    )
+    return figure
 
 
 # --- the page -------------------------------------------------------------------------------
@@ -207,9 +98,6 @@ def run_report(
         result: what came out.
         slo: marked in the latencies; adds goodput.
         comparison: rows of `side_by_side`, if there is a measured run.
-
-    Raises:
-        ValueError: if plotly is not installed.
     """
     row = result.summary(slo)
     latencies = [
@@ -220,7 +108,7 @@ def run_report(
     rest = [[name, value] for name, value in row.items() if not name.endswith(tuple(METRICS))]
     parts = ["<h2>Latencies in seconds</h2>"]
     parts.append(_table(["", "mean", *(f"p{p}" for p in PERCENTILES), "max"], latencies))
-    figures = [*latency_figures(result, slo), *timeline_figures(result)]
+    figures = [_plain(figure) for figure in run_figures(result, slo)]
     parts += [_slot(index, figure) for index, figure in enumerate(figures)]
     if comparison:
         parts.append("<h2>Beside the measured run</h2>")
@@ -245,11 +133,13 @@ def run_report(
     return _page(f"Simulated: {cost.name}", parts, figures)
 
 
-def sweep_report(rows: Sequence[dict[str, Any]], x: str, y: str, **better: bool) -> str:
+def sweep_report(
+    rows: Sequence[dict[str, Any]], x: str, y: str, label: Sequence[str] = (), **better: bool
+) -> str:
     """A sweep as a page: the Pareto plot of two columns, and every row. Arguments: see
-    `pareto_figure`."""
+    `minivllm.viz.simulator.pareto`."""
     columns = [column for column in merge_rows(rows) if column != "key"]
-    figure = pareto_figure(rows, x, y, **better)
+    figure = _plain(pareto(rows, x, y, label=label, **better))
     parts = [_slot(0, figure), "<h2>All points</h2>", _rows_table(rows, columns)]
     return _page("Simulated: a sweep", parts, [figure])
 
@@ -259,7 +149,16 @@ def save_report(page: str, path: str | Path) -> None:
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _slot(index: int, figure: Figure) -> str:
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain data, its title and its description out of the layout: HTML shows them."""
+    data = json.loads(figure.to_json())
+    layout = data["layout"]
+    layout.pop("template", None)
+    title, alt = layout.pop("title")["text"], layout.pop("meta")["alt"]
+    return {"title": title, "alt": alt, "data": data["data"], "layout": {"height": 340, **layout}}
+
+
+def _slot(index: int, figure: Mapping[str, Any]) -> str:
     alt = html.escape(figure["alt"], quote=True)
     return (
         f"<figure role='figure' aria-label='{alt}'>"
@@ -318,11 +217,7 @@ draw();
 """
 
 
-def _page(title: str, parts: Sequence[str], figures: Sequence[Figure]) -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ValueError("a report page needs plotly: pip install plotly") from error
+def _page(title: str, parts: Sequence[str], figures: Sequence[Mapping[str, Any]]) -> str:
     data = {
         "figures": figures,
         "swap": light_to_dark(),
