@@ -49,11 +49,12 @@ def block_table_map(
     num_blocks = len(snapshot["blocks"]["state"])
     pool_rows = -(-num_blocks // per_row)
     heights = [max(len(ids), 1) + 0.5, pool_rows + 0.5]
+    height = min(max(170 + 34 * sum(heights), 340), 1600)
     figure = make_subplots(
         rows=2,
         cols=1,
         row_heights=[height / sum(heights) for height in heights],
-        vertical_spacing=min(0.2, 2.6 / sum(heights)),
+        vertical_spacing=64 / (height - 90),  # room for the upper axis and its title
     )
     longest = max((len(snapshot["requests"][i]["block_table"]) for i in ids), default=1)
     label = num_blocks <= MAX_LABELS
@@ -80,7 +81,7 @@ def block_table_map(
     figure.update_layout(
         title={"text": f"Block tables after step {snapshot['step']}"},
         showlegend=False,
-        height=int(min(150 + 34 * sum(heights), 1600)),
+        height=int(height),
         meta={
             "alt": f"Block tables after step {snapshot['step']}: {plural(len(holders), 'request')} "
             f"hold {used} of {num_blocks - 1} blocks, {shared} of them shared."
