@@ -6,6 +6,7 @@ prints it.
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import io
@@ -151,7 +152,7 @@ def github_errors(results: list[SubmissionResult], workspace: Path) -> list[str]
     lines = []
     for result in results:
         for exercise in result.exercises:
-            file = os.path.relpath(exercise.file, workspace)
+            file = in_repository(Path(exercise.file), workspace)
             for part in exercise.parts:
                 if not part.passed:
                     properties = {
@@ -161,6 +162,44 @@ def github_errors(results: list[SubmissionResult], workspace: Path) -> list[str]
                     listed = ",".join(f"{k}={_property(v)}" for k, v in properties.items())
                     lines.append(f"::error {listed}::{_data(clean(says(part))[:4000])}")
     return lines
+
+
+def in_repository(file: Path, workspace: Path) -> str:
+    """`file` as GitHub names it: below the checkout that holds it, else below the workspace."""
+    absolute = Path(os.path.abspath(file))
+    for folder in absolute.parents:
+        if (folder / ".git").exists():
+            return absolute.relative_to(folder).as_posix()
+    return Path(os.path.relpath(absolute, workspace.resolve())).as_posix()
+
+
+def classroom(results: list[SubmissionResult]) -> str:
+    """The points of each part as GitHub Classroom's reporter reads them, for GITHUB_OUTPUT.
+
+    The form is that of classroom-resources/autograding-command-grader, in base64.
+    """
+    tests = [
+        {
+            "name": f"{part.id} {part.title}",
+            "status": "pass" if part.passed else "fail",
+            "score": part.points,
+            "message": "" if part.passed else quiet(says(part))[:2000],
+            "test_code": "",
+            "filename": Path(exercise.file).name,
+            "line_no": 0,
+            "duration": 0,
+        }
+        for result in results
+        for exercise in result.exercises
+        for part in exercise.parts
+    ]
+    whole = {
+        "version": 1,
+        "status": "pass" if all(result.passed for result in results) else "fail",
+        "max_score": sum(result.out_of for result in results),
+        "tests": tests,
+    }
+    return base64.b64encode(json.dumps(whole).encode()).decode()
 
 
 def _data(text: str) -> str:

@@ -235,22 +235,26 @@ def find_submissions(folders: Iterable[Path], names: list[str]) -> list[tuple[st
     """Name and notebook folder of each submission in `folders`.
 
     A folder is a submission if it holds one of the notebooks, or an `exercises` folder that does.
-    Otherwise each folder in it is looked at in the same way.
+    Otherwise each folder in it is looked at in the same way. Symbolic links are not followed: one
+    handed in could point at the solutions.
 
     Raises:
         FileNotFoundError: There is no notebook with the name of an exercise.
+        NotADirectoryError: A folder is a symbolic link, or no folder.
     """
 
     def notebooks(folder: Path) -> Path | None:
         for place in (folder, folder / "exercises"):
-            if place.is_symlink() and place != folder:
-                continue
-            if any((place / f"{name}.ipynb").exists() for name in names):
+            if not place.is_symlink() and any(
+                os.path.lexists(place / f"{name}.ipynb") for name in names
+            ):
                 return place
         return None
 
     found: list[tuple[str, Path]] = []
     for folder in folders:
+        if folder.is_symlink() or not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder, or a symbolic link to one")
         place = notebooks(folder)
         if place:
             found.append((folder.resolve().name, place))
