@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	done; echo python3)
 VENV ?= .venv
 PORT ?= 8000
+LAB_DIR ?= book
 # More options for pip, for example an index with CPU-only PyTorch builds (see README.md).
 PIP_ARGS ?=
 # More options for pytest, for example: make test PYTEST_ARGS='-x -k scheduler'
@@ -17,7 +18,7 @@ SETUP := $(VENV)/.stamp-model
 ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve lint upstream-check clean distclean
+.PHONY: help setup book test lab grade exercises solutions serve lint upstream-check clean distclean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | \
@@ -30,10 +31,19 @@ book: $(SETUP) ## Set up if needed, then build the site in _build/html
 test: $(SETUP) ## Set up if needed, then run every test
 	@$(ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lab: $(SETUP) ## Open the book's notebooks in JupyterLab
+lab: $(SETUP) ## Open the book's notebooks in JupyterLab (LAB_DIR=exercises: the exercises)
 	@mkdir -p $(VENV)/share/jupyter/lab/settings
 	@cp tools/lab-overrides.json $(VENV)/share/jupyter/lab/settings/overrides.json
-	@$(ENV) $(BIN)/jupyter lab --notebook-dir=book $(LAB_ARGS)
+	@$(ENV) $(BIN)/jupyter lab --notebook-dir=$(LAB_DIR) $(LAB_ARGS)
+
+grade: $(VENV)/.stamp-requirements ## Grade your answers in exercises/, in place
+	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q exercises/ $(GRADE_ARGS)
+
+exercises: $(VENV)/.stamp-requirements ## Make exercises/ from solutions/ (keeps notebooks with answers)
+	@$(ENV) $(BIN)/python -m minivllm.grading.generate $(EXERCISES_ARGS)
+
+solutions: $(VENV)/.stamp-requirements ## Run the solutions, in place
+	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q solutions/ $(GRADE_ARGS)
 
 serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)
