@@ -37,13 +37,13 @@ lab: $(SETUP) ## Open the book's notebooks in JupyterLab (LAB_DIR=exercises: the
 	@$(ENV) $(BIN)/jupyter lab --notebook-dir=$(LAB_DIR) $(LAB_ARGS)
 
 grade: $(VENV)/.stamp-requirements ## Grade your answers in exercises/, in place
-	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q exercises/ $(GRADE_ARGS)
+	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q --nbval-cell-timeout=180 exercises/ $(GRADE_ARGS)
 
 exercises: $(VENV)/.stamp-requirements ## Make exercises/ from solutions/ (keeps notebooks with answers)
 	@$(ENV) $(BIN)/python -m minivllm.grading.generate $(EXERCISES_ARGS)
 
 solutions: $(VENV)/.stamp-requirements ## Run the solutions, in place
-	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q solutions/ $(GRADE_ARGS)
+	@$(ENV) $(BIN)/python -m pytest --nbval -p no:cacheprovider -q --nbval-cell-timeout=180 solutions/ $(GRADE_ARGS)
 
 serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)

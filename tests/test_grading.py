@@ -302,8 +302,24 @@ def test_nothing_to_grade(course: ToyCourse, tmp_path: Path) -> None:
     assert "symbolic link" in course.run("-m", "minivllm.grading", str(linked), code=2).stderr
     done = course.run("-m", "minivllm.grading", "solutions", "--only", "99", code=2)
     assert "no exercise is named 99" in done.stderr
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
         find_submissions([tmp_path / "nothing"], ["80_values"])
+
+
+def test_names_of_submissions(tmp_path: Path) -> None:
+    for place in ("ada", "bob/exercises", "class/eve", "class/ada/exercises", "class/none"):
+        (tmp_path / place).mkdir(parents=True)
+        if "none" not in place:
+            (tmp_path / place / "80_values.ipynb").touch()
+    (tmp_path / "class" / "link").symlink_to(tmp_path / "ada")
+    (tmp_path / "class" / "file.txt").touch()
+    folders = [tmp_path / name for name in ("ada", "bob", "class")]
+    found, passed_over = find_submissions(folders, ["80_values"])
+    names = [name for name, _ in found]
+    both = [str(tmp_path / "ada"), str(tmp_path / "class" / "ada" / "exercises")]
+    assert names == [both[0], "bob", both[1], "eve"]
+    assert len(passed_over) == 2
+    assert find_submissions([tmp_path / "bob" / "exercises"], ["80_values"])[0][0][0] == "bob"
 
 
 # ------------------------------------------------------------------ reports

@@ -531,6 +531,34 @@ def test_an_answer_that_dies_early_spares_the_parts_after_it(course: ToyCourse) 
     assert not judge_attacks(course, "early", attacks, ["80_values"])
 
 
+def test_the_audit_hook_alone_stops_plain_attempts(tmp_path: Path) -> None:
+    """Where the system has neither Landlock nor seccomp."""
+    bare = ToyCourse(tmp_path)
+    guard = bare.root / "minivllm" / "grading" / "guard.py"
+    text = guard.read_text()
+    for name in ("landlock_version() -> int:", "seccomp() -> bool:"):
+        assert f"def {name}" in text
+        text = text.replace(f"def {name}", f"def {name}\n    return 0\n\n\ndef _unused_{name}")
+    guard.write_text(text)
+    done = bare.run("-c", "from minivllm.grading import guard; print(guard.landlock([], []))")
+    assert done.stdout.strip() == "False"
+    plain = ("network", "subprocess", "fork bomb", "reads the solutions", "signals the parent")
+    more = (
+        "reads the checks",
+        "overwrites the solutions",
+        "deletes the course",
+        "prints that it passed",
+    )
+    values = {name: QUIET_VALUES[name] for name in (*plain, *more) if name in QUIET_VALUES}
+    codes = {name: CODES[name] for name in (*plain, "calls C", "searches memory")}
+    (attacks,) = spread(bare, values, bare.values, LETTERS[:-1])
+    bad = judge_attacks(bare, "values", attacks, bare.values)
+    (attacks,) = spread(bare, codes, bare.codes, LETTERS[:-1])
+    bad += judge_attacks(bare, "codes", attacks, bare.codes)
+    assert not bad, "\n".join(bad)
+    assert (bare.root / "exercises" / "80_values.ipynb").exists()
+
+
 # ------------------------------------------------------------------ notebooks that are none
 
 

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "--cell-timeout", type=float, default=15.0, metavar="SECONDS", help="for one answer cell"
     )
     parser.add_argument(
-        "--memory", type=int, default=6144, metavar="MIB", help="address space of one notebook"
+        "--memory", type=int, default=3072, metavar="MIB", help="address space of one notebook"
     )
     parser.add_argument(
         "--course",

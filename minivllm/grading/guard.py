@@ -23,6 +23,7 @@ import sysconfig
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ GRADING = Path(__file__).resolve().parent
 def readable() -> tuple[str, ...]:
     """The folders and files that a student's code may read: Python, what is installed for it, and
     minivllm without its grader."""
-    python = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *_site_packages()]
+    below = ("bin", "etc", "include", "lib", "lib64", "share")
+    python = [os.path.join(p, name) for p in (sys.prefix, sys.base_prefix) for name in below]
+    python += [os.path.join(sys.prefix, "pyvenv.cfg"), sys.executable]
+    python += [*sysconfig.get_paths().values(), *_site_packages()]
     system = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]
     system += ["/usr/local/lib", "/etc/ld.so.cache", "/etc/mime.types", "/etc/fonts"]
     system += ["/usr/share/fonts", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
@@ -46,9 +50,14 @@ def readable() -> tuple[str, ...]:
     package = [str(p) for p in PACKAGE.iterdir() if p.name not in ("grading", "__pycache__")]
     package.append(str(PACKAGE / "__pycache__"))
     found = [os.path.realpath(path) for path in [*python, *system, *package]]
-    # A prefix such as "/" or the home folder would open everything.
-    home = os.path.realpath(os.path.expanduser("~"))
-    return tuple({path for path in found if os.path.exists(path) and path not in ("/", home)})
+    secrets = [str(PACKAGE.parent / name) for name in ("solutions", "exercises", "tests")]
+    return tuple(
+        sorted(
+            path
+            for path in set(found)
+            if os.path.exists(path) and path != "/" and not any(_inside(s, [path]) for s in secrets)
+        )
+    )
 
 
 def _site_packages() -> list[str]:
@@ -351,8 +360,9 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
 def _own_files() -> list[str]:
     """What a notebook may read of the grader: `check`, and the drivers, which hold no secret."""
     checks = GRADING / "exercises"
-    own = [*GRADING.glob("*.py"), checks / "__init__.py", checks / "drivers"]
-    return [str(path) for path in [*own, *(checks / "__pycache__").glob("__init__.*")]]
+    package = checks / "__init__.py"
+    own = [*GRADING.glob("*.py"), package, checks / "drivers"]
+    return [*map(str, own), cache_from_source(package)]
 
 
 def lock_kernel_files(write: Iterable[str]) -> None:
@@ -389,8 +399,8 @@ def lock_kernel(write: Iterable[str], report: Callable[[str], object]) -> None:
                 if opened is None:
                     return
                 path, writing = opened
-                good = _inside(path, anywhere)
-                good = good or (not writing and _inside(path, [*allowed, *own]))
+                mine = [*own] if _inside(path, [str(GRADING)]) else allowed
+                good = _inside(path, anywhere) or (not writing and _inside(path, mine))
                 if not good and not os.path.basename(path).startswith("<"):
                     if writing or os.path.exists(path):
                         report(f"{'wrote to' if writing else 'read'} the file {path!r:.200}")

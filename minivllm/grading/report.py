@@ -248,6 +248,7 @@ table { border-collapse: collapse; width: 100% } td, th { text-align: left; vert
   padding: .3rem .6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent) }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit }
+td pre { min-width: 8rem } .wide { overflow-x: auto }
 details { margin: .5rem 0 } summary { cursor: pointer; font-weight: 600 }
 .words { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 1rem; margin: .5rem 0 1.5rem } .words > div { min-width: 0; padding: .5rem 1rem;
@@ -293,8 +294,8 @@ def _overview(results: list[SubmissionResult]) -> str:
         for number, result in enumerate(results)
     )
     return (
-        f'<table><tr><th>submission</th>{head}<th class="number">points</th>'
-        f'<th class="number">of 100</th></tr>{rows}</table>'
+        f'<div class="wide"><table><tr><th>submission</th>{head}<th class="number">points</th>'
+        f'<th class="number">of 100</th></tr>{rows}</table></div>'
     )
 
 

@@ -99,7 +99,7 @@ class Settings:
 
     cell_seconds: float = 15.0
     notebook_seconds: float = 150.0
-    memory: int = 6 << 30
+    memory: int = 3 << 30
 
 
 @dataclass
@@ -231,8 +231,10 @@ class Course:
         return names
 
 
-def find_submissions(folders: Iterable[Path], names: list[str]) -> list[tuple[str, Path]]:
-    """Name and notebook folder of each submission in `folders`.
+def find_submissions(
+    folders: Iterable[Path], names: list[str]
+) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Name and notebook folder of each submission in `folders`, and what was passed over.
 
     A folder is a submission if it holds one of the notebooks, or an `exercises` folder that does.
     Otherwise each folder in it is looked at in the same way. Symbolic links are not followed: one
@@ -240,7 +242,6 @@ def find_submissions(folders: Iterable[Path], names: list[str]) -> list[tuple[st
 
     Raises:
         FileNotFoundError: There is no notebook with the name of an exercise.
-        NotADirectoryError: A folder is a symbolic link, or no folder.
     """
 
     def notebooks(folder: Path) -> Path | None:
@@ -251,23 +252,33 @@ def find_submissions(folders: Iterable[Path], names: list[str]) -> list[tuple[st
                 return place
         return None
 
-    found: list[tuple[str, Path]] = []
+    found: list[Path] = []
+    passed_over: list[str] = []
     for folder in folders:
         if folder.is_symlink() or not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is not a folder, or a symbolic link to one")
-        place = notebooks(folder)
-        if place:
-            found.append((folder.resolve().name, place))
+            passed_over.append(f"{folder}: not a folder, or a symbolic link to one")
             continue
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
-        below = [(p.name, where) for p in inside if (where := notebooks(p))]
-        if not below:
-            raise FileNotFoundError(
-                f"{folder}: no notebook named like an exercise ({names[0]}.ipynb …), neither "
-                "there, nor in exercises/, nor one folder down"
-            )
-        found += below
-    return found
+        inside = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink()]
+        places = [place] if (place := notebooks(folder)) else [notebooks(p) for p in inside]
+        found += [place for place in places if place]
+        if not any(places):
+            passed_over.append(f"{folder}: no notebook named like an exercise ({names[0]}.ipynb …)")
+        elif len(places) > 1:
+            passed_over += [
+                f"{p}: no notebook named like an exercise" for p, q in zip(inside, places) if not q
+            ]
+    if not found:
+        raise FileNotFoundError("; ".join(passed_over) or "no folder to look in")
+    called = [_called(place) for place in found]
+    # Two folders of the same name are told apart by their paths.
+    labels = [name if called.count(name) == 1 else str(p) for name, p in zip(called, found)]
+    return list(zip(labels, found)), passed_over
+
+
+def _called(place: Path) -> str:
+    """The name of the submission whose notebooks are in `place`."""
+    whole = Path(os.path.abspath(place))
+    return whole.parent.name if whole.name == "exercises" and whole.parent != ROOT else whole.name
 
 
 def grade(
@@ -287,7 +298,9 @@ def grade(
     course = course or Course()
     settings = settings or Settings()
     names = course.names(only)
-    found = find_submissions(folders, names)
+    found, passed_over = find_submissions(folders, names)
+    for line in passed_over:
+        print(f"passed over: {line}", file=sys.stderr)
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         futures = [
             [
