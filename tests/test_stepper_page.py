@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minivllm.stepper import SCENARIOS, Scenario, StepperSession, record
-from minivllm.stepper.scenario import LIMITS
+from minivllm.stepper.scenario import CHOICES, KNOBS, LIMITS
 from tests.stepper_pages import agrees, guarded, read
 from tools.npm_package import NpmPackage, get_package
 
@@ -339,6 +339,36 @@ def test_a_shared_link_opens_at_its_step(stepper_page: Page, steppers_url: str) 
 
 
 GOOD = SCENARIOS["cramped"].to_dict()
+VIEW = (ROOT / "minivllm" / "stepper" / "static" / "view.js").read_text("utf-8")
+
+
+@in_browser
+def test_the_page_checks_what_python_checks(stepper_page: Page, steppers_url: str) -> None:
+    """The same limits, knobs and choices, and the same answer on each scenario of the tests."""
+    page = stepper_page
+    page.goto(f"{steppers_url}cramped.html")
+    found = page.evaluate(
+        """async (code) => {
+          const module = new Blob([code], { type: "text/javascript" });
+          window.view = await import(URL.createObjectURL(module));
+          const { LIMITS, CHOICES, KNOBS } = window.view;
+          return { LIMITS, CHOICES, KNOBS };
+        }""",
+        VIEW,
+    )
+    assert found["LIMITS"] == {name: list(pair) for name, pair in LIMITS.items()}
+    assert found["CHOICES"] == {name: list(values) for name, values in CHOICES.items()}
+    assert sorted(found["KNOBS"]) == sorted(KNOBS)
+    for scenario in SCENARIOS.values():
+        value = scenario.to_fragment()
+        errors = page.evaluate("(value) => window.view.fromFragment(value).errors", value)
+        assert errors == []
+        back = page.evaluate(
+            "(value) => window.view.toFragment(window.view.fromFragment(value).scenario)", value
+        )
+        assert Scenario.from_fragment(back) == scenario
+
+
 HOSTILE: dict[str, str] = {
     "too large": "A" * 90_000,
     "no base64": "%3Cscript%3E",

@@ -238,15 +238,21 @@ CELLS = (
 )
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A JupyterLab of its own on localhost: its address, and the folder of its runtime files."""
-    pytest.importorskip("jupyterlab")
-    folder = tmp_path_factory.mktemp("lab")
+ENGINE_CELLS = (
+    "from minivllm import LLMEngine\n"
+    "from minivllm.stepper import SchedulerStepper\n"
+    "engine = LLMEngine('tiny-random', device='cpu', max_model_len=64, block_size=4,\n"
+    "                   num_gpu_blocks=16, max_num_batched_tokens=16, record=True)\n"
+    "stepper = SchedulerStepper(engine)\nstepper",
+)
+
+
+def write_notebook(path: Path, sources: tuple[str, ...]) -> None:
+    """A notebook of these code cells."""
     cells = [
         {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "id": f"c{i}",
          "execution_count": None}
-        for i, source in enumerate(CELLS)
+        for i, source in enumerate(sources)
     ]  # fmt: skip
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = {
@@ -255,7 +261,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         "metadata": {"kernelspec": kernel},
         "cells": cells,
     }
-    (folder / "stepper.ipynb").write_text(json.dumps(notebook))
+    path.write_text(json.dumps(notebook))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab of its own on localhost: its address, and the folder of its runtime files."""
+    pytest.importorskip("jupyterlab")
+    folder = tmp_path_factory.mktemp("lab")
+    write_notebook(folder / "stepper.ipynb", CELLS)
+    write_notebook(folder / "engine.ipynb", ENGINE_CELLS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -319,11 +334,11 @@ def lab_page(browser: Browser) -> Iterator[Page]:
 class Kernel:
     """The notebook's kernel, asked from outside the browser."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, notebook: str) -> None:
         from jupyter_client import BlockingKernelClient
 
         with urllib.request.urlopen(f"{url}/api/sessions", timeout=10) as answer:
-            [session] = json.load(answer)
+            [session] = [row for row in json.load(answer) if row["path"] == notebook]
         path = folder / "runtime" / f"kernel-{session['kernel']['id']}.json"
         self.client = BlockingKernelClient(connection_file=str(path))
         self.client.load_connection_file()
@@ -377,13 +392,9 @@ def agrees(dom: dict[str, Any], snapshot: dict[str, Any], sentences: list[str]) 
     assert dom["slider"] == snapshot["step"]
 
 
-@pytest.mark.browser
-@pytest.mark.slow
-@pytest.mark.xdist_group("lab")
-def test_jupyterlab_steps_what_the_kernel_computes(lab: tuple[str, Path], lab_page: Page) -> None:
-    url, folder = lab
-    page = lab_page
-    page.goto(f"{url}/lab/tree/stepper.ipynb")
+def run_notebook(page: Page, url: str, name: str) -> None:
+    """Open a notebook, run all cells, and wait for its stepper."""
+    page.goto(f"{url}/lab/workspaces/{Path(name).stem}/tree/{name}")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_function(
         "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
@@ -391,8 +402,17 @@ def test_jupyterlab_steps_what_the_kernel_computes(lab: tuple[str, Path], lab_pa
     )
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(".mv-stepper[data-live='on']")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("lab")
+def test_jupyterlab_steps_what_the_kernel_computes(lab: tuple[str, Path], lab_page: Page) -> None:
+    url, folder = lab
+    page = lab_page
+    run_notebook(page, url, "stepper.ipynb")
     page.wait_for_selector(".widget-readout")
-    kernel = Kernel(url, folder)
+    kernel = Kernel(url, folder, "stepper.ipynb")
 
     def wait_for(step: int) -> None:
         page.wait_for_function(
@@ -442,3 +462,78 @@ def test_jupyterlab_steps_what_the_kernel_computes(lab: tuple[str, Path], lab_pa
         page.wait_for_selector(".mv-branch[data-branch='fork']")
     finally:
         kernel.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.xdist_group("lab")
+def test_jupyterlab_gives_a_real_engine_prompts(lab: tuple[str, Path], lab_page: Page) -> None:
+    pytest.importorskip("torch")
+    url, folder = lab
+    page = lab_page
+    run_notebook(page, url, "engine.ipynb")
+    kernel = Kernel(url, folder, "engine.ipynb")
+    drawer = page.locator(".mv-drawer:visible")
+
+    def message(field: str) -> str:
+        return drawer.locator(f".mv-field[data-field='{field}'] .mv-error").inner_text()
+
+    try:
+        assert page.locator(".mv-tab").all_inner_texts() == ["Knobs", "Add a prompt", "Keys"]
+        page.locator(".mv-tab", has_text="Knobs").click()
+        for name in ("num_gpu_blocks", "max_num_batched_tokens", "enable_prefix_caching"):
+            value = drawer.locator(f"dd[data-knob='{name}']").inner_text()
+            assert value.lower() == str(kernel.value(f"engine.scheduler.config.{name}")).lower()
+
+        page.locator(".mv-tab", has_text="Add a prompt").click()
+        drawer.locator("textarea").fill("")
+        drawer.locator(".mv-primary").click()
+        assert "write something" in message("prompt")
+        for name in ("first", "second"):
+            drawer.locator("textarea").fill(f"A {name} prompt with <b>markup</b> & five more words")
+            drawer.locator(".mv-field[data-field='request_id'] input").fill(name)
+            drawer.locator(".mv-field[data-field='max_tokens'] input").fill("8")
+            drawer.locator(".mv-primary").click()
+            page.wait_for_function(
+                "(name) => document.querySelector('.mv-notice').textContent.startsWith(name)",
+                arg=name,
+            )
+        drawer.locator("textarea").fill("one more")  # what only the engine can know
+        drawer.locator(".mv-field[data-field='request_id'] input").fill("first")
+        drawer.locator(".mv-primary").click()
+        drawer.locator(".mv-error", has_text="first").wait_for(state="visible")
+        for step in range(6):
+            page.click(".mv-button[data-act='step']")
+            page.wait_for_function(
+                "(step) => document.querySelector('.mv-stepper').dataset.step === String(step)",
+                arg=step,
+            )
+            dom = {**page.evaluate(READ_DOM), "slider": step}
+            agrees(dom, kernel.value("stepper.snapshot"), kernel.value("stepper.sentences"))
+        said = page.locator("li[data-text='first']").inner_text()
+        assert "A first prompt with <b>markup</b> & five more words" in said
+        assert kernel.value("stepper.snapshot")["sampled"]
+        page.locator(".mv-row[data-row='second']").hover()
+        page.locator("button[aria-label='Abort second']").click()
+        page.wait_for_function("() => /second is aborted/.test(document.body.textContent)")
+        page.click(".mv-button[data-act='last']")
+        page.wait_for_function("() => /nobody is left/.test(document.body.textContent)")
+        assert kernel.value("engine.has_unfinished_requests()") is False
+        ends = kernel.value("[e for s in stepper.history.steps for e in s['events']]")
+        assert {e["request_id"] for e in ends if e["type"] in ("finished", "aborted")} == {
+            "first",
+            "second",
+        }
+    finally:
+        kernel.close()
+
+
+def test_an_engines_run_on_a_static_page_cannot_be_run_again() -> None:
+    widget = SchedulerStepper(Engine())
+    widget.add_request({"request_id": "a", "prompt": "hi", "max_tokens": 2})
+    widget.run()
+    found = re.search(r'mv-stepper-data">([A-Za-z0-9+/=]+)</script>', widget._static_html())
+    assert found
+    [entry] = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    assert entry["fixed"] is True
+    assert entry["recording"]["texts"][0]

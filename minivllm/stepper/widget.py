@@ -1,4 +1,4 @@
-"""The stepper in a notebook: JupyterLab, Notebook 7, VS Code (needs anywidget).
+"""The stepper in a notebook: JupyterLab, Notebook 7, or whatever else shows an anywidget.
 
     from minivllm.stepper import SchedulerStepper
 
@@ -284,6 +284,7 @@ class SchedulerStepper(anywidget.AnyWidget):
             "title": scenario["title"],
             "scenario": scenario,
             "recording": recording,
+            "fixed": isinstance(self._session, LiveSession),
         }
         told = recording["sentences"][step] if 0 <= step < len(recording["sentences"]) else []
         still = f"<p>{escape(scenario['title'])}, step {step}. {escape(' '.join(told))}</p>"

@@ -36,9 +36,10 @@ class WorkerTransport {
   #onDeath = () => {};
   #nextId = 0;
 
-  constructor() {
-    const reason = whyNotLive();
-    this.capabilities = { live: false, lookahead: LOOKAHEAD };
+  /** @param {boolean} isFixed  the run of a real engine: it was recorded, and cannot be run again */
+  constructor(isFixed) {
+    const reason = isFixed ? "recorded run of a real engine" : whyNotLive();
+    this.capabilities = { live: false, lookahead: LOOKAHEAD, fixed: isFixed };
     if (reason) this.capabilities.reason = reason;
     else Object.assign(this.capabilities, { size: LIVE.size, start: (fn) => this.#start(fn) });
   }
@@ -120,15 +121,17 @@ const start = async (element) => {
   const [first] = entries;
   const { step } = element.dataset;
   const handle = mount(element, {
-    transport: new WorkerTransport(),
+    transport: new WorkerTransport(Boolean(first.fixed)),
     scenario: first.scenario,
     recording: first.recording,
     scenarios: entries,
-    options: { canShare: true, key: element.id, step: step === undefined ? undefined : Number(step) },
+    options: { canShare: !first.fixed, key: element.id, step: step === undefined ? undefined : Number(step) },
   });
   element.minivllm = handle;
-  openLink(handle, element, entries);
-  window.addEventListener("hashchange", () => openLink(handle, element, entries));
+  if (!first.fixed) {
+    openLink(handle, element, entries);
+    window.addEventListener("hashchange", () => openLink(handle, element, entries));
+  }
   element.dispatchEvent(new CustomEvent("minivllm-ready"));
 };
 

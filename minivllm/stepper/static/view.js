@@ -12,10 +12,10 @@
  * @typedef {Object} Transport
  * @property {(message: object) => Promise<object>} send  a message to the session, its answer back
  * @property {{live: boolean, lookahead?: number, size?: number, reason?: string, fixed?: boolean,
- *   start?: (onProgress: (loaded: number, total: number) => void) => Promise<void>}} capabilities
+ *   prompts?: boolean, start?: (onProgress: (loaded: number, total: number) => void) => Promise<void>}} capabilities
  *   `live`: messages are answered now; `start`: makes it live; `lookahead`: steps to fetch ahead of
  *   the reader; `size`: bytes that `start` loads; `reason`: why it can never be live; `fixed`: it
- *   steps on, but no knob can be turned
+ *   steps on, but cannot go back and no knob can be turned; `prompts`: requests are added as text
  * @property {(callback: (error: Error) => void) => void} [onDeath]  called when the session is lost
  */
 
@@ -150,7 +150,7 @@ export const LIMITS = {
 export const CHOICES = {
   policy: ["fcfs", "priority"],
   preemption_mode: ["recompute", "swap"],
-  victim: [null, "last_admitted", "priority", "least_computed"],
+  victim: [null, "last_admitted", "priority", "priority_as_upstream", "least_computed"],
 };
 
 const BOOL_KNOBS = [
@@ -158,7 +158,7 @@ const BOOL_KNOBS = [
   "enable_chunked_prefill",
   "reserve_full_prompt",
   "admission_control",
-  "keep_unwritten_hashes",
+  "keep_upstream_bugs",
 ];
 const INT_KNOBS = [
   "num_gpu_blocks",
@@ -1822,7 +1822,7 @@ class RequestForm {
       while (taken.has(`r${index}`)) index += 1;
       name.input.value = `r${index}`;
     }
-    setText(this.form.button, liveWords(`Add before step ${this.stepper.step + 1}`));
+    setText(this.form.button, liveWords(`Add before step ${this.stepper.nextStep}`));
     this.form.button.disabled = !this.stepper.canRunLive;
   }
 
@@ -1841,6 +1841,65 @@ class RequestForm {
     for (const field of numbers) request[field.name] = Number(field.input.value);
     const errors = await this.stepper.addRequest(request);
     showErrors(this.fields, errors, this.form.notice);
+  }
+}
+
+/** One more prompt for a real model, as text. */
+class PromptForm {
+  constructor(stepper) {
+    this.stepper = stepper;
+    const text = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
+    this.prompt = new Field("prompt", "Prompt", h("textarea", { rows: 3, maxlength: 4000 }));
+    this.prompt.element.classList.add("mv-wide");
+    this.fields = [
+      this.prompt,
+      new Field("request_id", "Name", text("")),
+      new Field("max_tokens", "Tokens to generate", text("16")),
+    ];
+    this.form = form([h("div", { class: "mv-fields" }, this.fields.map((field) => field.element))], "Add", () => this.#submit());
+    this.element = this.form.element;
+  }
+
+  show(run) {
+    const [, name] = this.fields;
+    if (!name.input.value || run.ids.includes(name.input.value)) {
+      let index = run.ids.length;
+      while (run.ids.includes(`p${index}`)) index += 1;
+      name.input.value = `p${index}`;
+    }
+    setText(this.form.button, `Add before step ${this.stepper.nextStep}`);
+    this.form.button.disabled = !this.stepper.canRunLive;
+  }
+
+  async #submit() {
+    const [prompt, name, length] = this.fields;
+    const number = length.input.value.trim();
+    const maxTokens = /^-?\d+$/.test(number) ? Number(number) : number;
+    prompt.fail(prompt.input.value ? null : "write something for the model to go on from");
+    name.fail(REQUEST_ID.test(name.input.value) ? null : "letters, digits, _ . and - only, at most 32");
+    length.fail(integerProblem("max_tokens", maxTokens));
+    this.form.notice("");
+    if (this.fields.some((field) => field.message.textContent)) return;
+    const request = { request_id: name.input.value, prompt: prompt.input.value, max_tokens: maxTokens };
+    const errors = await this.stepper.addRequest(request);
+    showErrors(this.fields, errors, this.form.notice);
+    if (!errors.length) prompt.input.value = "";
+  }
+}
+
+/** The knobs of a run that goes on outside: to be read. */
+class KnobsList {
+  constructor() {
+    this.list = h("dl", { class: "mv-fixed" });
+    const why = "What this run has done cannot be done again, so its knobs stay. To turn them, step a scenario, for example SchedulerStepper(\"cramped\").";
+    this.element = h("div", { class: "mv-form" }, h("p", {}, why), this.list);
+  }
+
+  show({ config }) {
+    const words = (value) => (value === null ? "the policy’s own" : String(value));
+    const rows = KNOB_FORM.filter(([name]) => name in config).map(([name, label]) => [label, name, words(config[name])]);
+    refill(this.list, rows, () => rows.map(([label, name, value]) =>
+      h("div", {}, h("dt", {}, label, h("code", {}, name)), h("dd", { data: { knob: name } }, value))));
   }
 }
 
@@ -2058,21 +2117,21 @@ class Stepper {
   }
 
   #buildDrawers() {
-    const isFixed = this.transport.capabilities.fixed;
+    const { fixed, prompts, live } = this.transport.capabilities;
     const drawers = [
-      ["Knobs", new KnobsForm(this)],
-      ["Add a request", new RequestForm(this)],
-      ["What if …", new ForkForm(this)],
-      ["Share", new SharePanel(this)],
+      ["Knobs", fixed ? new KnobsList() : new KnobsForm(this)],
+      prompts ? ["Add a prompt", new PromptForm(this)] : fixed && !live ? null : ["Add a request", new RequestForm(this)],
+      fixed ? null : ["What if …", new ForkForm(this)],
+      this.options.canShare ? ["Share", new SharePanel(this)] : null,
       ["Keys", keysPanel()],
-    ].filter(([name]) => name === "Keys" || (name === "Share" ? this.options.canShare : !isFixed));
+    ].filter(Boolean);
     this.drawers = drawers.map(([name, content]) => {
       const id = newId("mv-drawer");
       const holder = h("div", { class: "mv-drawer", id, hidden: true }, content.element);
       const button = h("button", { type: "button", class: "mv-tab", "aria-expanded": "false", "aria-controls": id, on: { click: () => this.#toggleDrawer(name) } }, name);
       return { name, content, holder, button };
     });
-    this.knobsForm = this.drawers.find((drawer) => drawer.name === "Knobs")?.content;
+    this.knobsForm = fixed ? null : this.drawers[0].content;
     return h("div", { class: "mv-drawers" }, h("div", { class: "mv-tabs" }, this.drawers.map((d) => d.button)), this.drawers.map((d) => d.holder));
   }
 
@@ -2338,8 +2397,14 @@ class Stepper {
 
   /** Drop what lies ahead of the reader, so that an intent counts from the step on show. */
   async #rewind(run) {
+    if (this.transport.capabilities.fixed) return; // what has happened has happened
     const length = run.at(this.step) + 1;
     if (run.steps.length > length) run.take(await this.#send({ type: "rewind", branch: run.name, step: length }));
+  }
+
+  /** The step that an intent comes before. */
+  get nextStep() {
+    return this.transport.capabilities.fixed ? this.numSteps : this.step + 1;
   }
 
   async #intervene(run, message) {
@@ -2351,7 +2416,7 @@ class Stepper {
     return this.#attempt(async () => {
       for (const run of this.runs) await this.#intervene(run, { type: "add_request", request });
       await this.#grow(this.step + 1 + this.#lookahead);
-      this.say(`${request.request_id} arrives before step ${this.step + 1}.`);
+      this.say(`${request.request_id} arrives before step ${this.nextStep}.`);
     });
   }
 
@@ -2360,7 +2425,7 @@ class Stepper {
     const errors = await this.#attempt(async () => {
       await this.#intervene(run, { type: "abort", request_id: id });
       await this.#grow(this.step + 1 + this.#lookahead);
-      this.say(`${id} is aborted before step ${this.step + 1}.`);
+      this.say(`${id} is aborted before step ${this.nextStep}.`);
     });
     if (errors.length) this.say(errors[0].message);
   }

@@ -64,6 +64,7 @@ const render = async ({ model, el }) => {
   const onNews = (answer) => (handle ? handle.take(answer) : early.push(answer));
   const transport = new KernelTransport(model, onNews);
   const { main, fork, scenarios } = await transport.send({ type: "state" });
+  transport.capabilities.prompts = Boolean(main.prompts);
   const root = document.createElement("div");
   el.append(root);
   handle = mount(root, {
