@@ -22,7 +22,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from random import Random
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 KNOTS = (0, 4, 16, 64, 256)
 """Where the line in `num_tokens` may bend."""
+
+BUMPS = (2, 3)
+"""Numbers of tokens that may take longer than the line says: libraries multiply one row as a
+vector, four or more as a matrix, and two or three in neither way well."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 """`cpu`: what this process spends on the CPU, all its threads together, so take one thread."""
@@ -116,7 +120,7 @@ def replay(
         raise ValueError("engine: it has unfinished requests; let it finish them first")
     run = MeasuredRun(name)
     source = workload.start(seed)
-    rng = Random(seed)
+    rng = Random(f"{name} {seed}")  # another run's prompts may be in the prefix cache still
     vocab_size = engine.model_config.vocab_size
     prefixes: dict[str, list[int]] = {}
     arrived: dict[str, float] = {}
@@ -188,10 +192,17 @@ def _note(run: MeasuredRun, arrival: float, times: list[float]) -> None:
 # --- the fit --------------------------------------------------------------------------------
 
 
+NUM_FEATURES = 1 + len(LINEAR_FEATURES) + len(KNOTS) + len(BUMPS)
+
+
 def features(load: StepLoad) -> list[float]:
-    """A load as the fit sees it: 1, the linear features, the tokens beyond each knot."""
+    """A load as the fit sees it: 1, the linear features, the tokens in each stretch between two
+    knots, and whether it has a bump."""
+    n = load.num_tokens
     linear = [float(getattr(load, name)) for name in LINEAR_FEATURES]
-    return [1.0, *linear, *(float(max(load.num_tokens - knot, 0)) for knot in KNOTS)]
+    ends = (*KNOTS[1:], n)
+    stretches = [float(max(min(n, max(end, knot)) - knot, 0)) for knot, end in zip(KNOTS, ends)]
+    return [1.0, *linear, *stretches, *(float(n == bump) for bump in BUMPS)]
 
 
 def fit(
@@ -201,18 +212,17 @@ def fit(
     about: dict[str, Any] | None = None,
 ) -> FittedCost:
     """The cost model closest to measured steps: least squares of the relative error, no
-    coefficient negative, fitted again without the steps that lie far off (another process had
-    the core, or the garbage collector ran).
+    coefficient and no slope negative, fitted again without the steps that lie far off (another
+    process had the core, or the garbage collector ran).
 
     Raises:
         ValueError: on fewer than two steps for each coefficient, on a time that is not positive,
             and on steps too much alike to tell the coefficients apart.
     """
-    num_features = 1 + len(LINEAR_FEATURES) + len(KNOTS)
-    if len(steps) < 2 * num_features:
+    if len(steps) < 2 * NUM_FEATURES:
         raise ValueError(
-            f"steps: {len(steps)} are too few to fit {num_features} coefficients; measure at "
-            f"least {2 * num_features}"
+            f"steps: {len(steps)} are too few to fit {NUM_FEATURES} coefficients; measure at "
+            f"least {2 * NUM_FEATURES}"
         )
     _check_variety(steps)
     kept = list(steps)
@@ -221,7 +231,7 @@ def fit(
         errors = [abs(cost.step_time(load) / seconds - 1) for load, seconds in kept]
         limit = max(4 * percentile(sorted(errors), 50), MIN_OUTLIER)
         close = [step for step, error in zip(kept, errors, strict=True) if error <= limit]
-        if len(close) == len(kept) or len(close) < 2 * num_features:
+        if len(close) == len(kept) or len(close) < 2 * NUM_FEATURES:
             break
         kept = close
     cost = _to_cost(_least_squares(kept), title, about)
@@ -233,7 +243,7 @@ def fit(
         "mean_relative_error_kept": mean_relative_error(cost, kept),
         "total_time_error": sum(cost.step_time(load) for load, _ in steps) / seconds - 1,
     }
-    return FittedCost(cost.constant, cost.linear, cost.slopes, title, error, about or {})
+    return replace(cost, error=error)
 
 
 MIN_OUTLIER = 0.3
@@ -261,14 +271,14 @@ def _check_variety(steps: Sequence[tuple[StepLoad, float]]) -> None:
 
 
 def _to_cost(x: list[float], title: str, about: dict[str, Any] | None) -> FittedCost:
-    n = 1 + len(LINEAR_FEATURES)
-    return FittedCost(
-        x[0],
-        dict(zip(LINEAR_FEATURES, x[1:n], strict=True)),
-        dict(zip(KNOTS, x[n:], strict=True)),
-        title,
-        about=about or {},
-    )
+    constant, *rest = x
+    parts = iter(rest)
+    linear = {name: next(parts) for name in LINEAR_FEATURES}
+    stretches = [next(parts) for _ in KNOTS]
+    changes = [slope - before for before, slope in zip([0.0, *stretches], stretches)]
+    slopes = dict(zip(KNOTS, changes, strict=True))
+    bumps = dict(zip(BUMPS, parts, strict=True))
+    return FittedCost(constant, linear, slopes, title, about=about or {}, bumps=bumps)
 
 
 def _least_squares(steps: Sequence[tuple[StepLoad, float]]) -> list[float]:

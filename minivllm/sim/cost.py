@@ -272,22 +272,26 @@ class FittedCost:
     """Step times of a real engine: a line in each feature, bent at knots in the tokens.
 
     time = constant + Σ coefficient · feature + Σ slope · max(0, num_tokens - knot)
+         + bump of num_tokens, if it has one
 
     The bends are what a roofline has too: a few tokens cost as much as one (the weights are read
-    anyway), many cost in proportion. No coefficient is negative, so more load never costs less;
-    the knot at 0 is the plain cost of a token.
+    anyway), many cost in proportion; the knot at 0 is the plain cost of a token. No feature's
+    coefficient is negative, and no stretch between two knots slopes down. A bump is what no
+    roofline has: matrix products of some few rows are slower than of one row more.
     """
 
     constant: float
     linear: dict[str, float]
     """Seconds for each unit of a feature of `LINEAR_FEATURES`."""
     slopes: dict[int, float]
-    """Knot -> seconds added for each token beyond it."""
+    """Knot -> seconds added for each token beyond it; negative where the line gets flatter."""
     title: str = "fitted"
     error: dict[str, float] = field(default_factory=dict)
     """How well it fits: see `minivllm.sim.calibrate.fit`."""
     about: dict[str, Any] = field(default_factory=dict)
     """What was measured: model, threads, versions, date."""
+    bumps: dict[int, float] = field(default_factory=dict)
+    """Number of tokens -> seconds added to a step of exactly so many."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.linear) - set(LINEAR_FEATURES))
@@ -296,8 +300,12 @@ class FittedCost:
                 f"linear: unknown feature {unknown[0]!r}; known are {', '.join(LINEAR_FEATURES)}"
             )
         check_number("constant", self.constant, least=0)
-        for name, value in [*self.linear.items(), *self.slopes.items()]:
+        for name, value in [*self.linear.items(), *self.bumps.items()]:
             check_number(f"coefficient of {name}", value, least=0)
+        slope = 0.0  # of the stretch so far; differences of slopes may be off by a rounding
+        for knot in sorted(self.slopes):
+            change = self.slopes[knot]
+            slope += check_number(f"coefficient of {knot}", change, least=-slope - 1e-12)
 
     @property
     def name(self) -> str:
@@ -310,11 +318,14 @@ class FittedCost:
         for knot, slope in self.slopes.items():
             if load.num_tokens > knot:
                 seconds += slope * (load.num_tokens - knot)
+        if load.num_tokens in self.bumps:
+            seconds += self.bumps[load.num_tokens]
         return seconds
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
-        data["slopes"] = {str(knot): slope for knot, slope in self.slopes.items()}
+        for part in ("slopes", "bumps"):
+            data[part] = {str(tokens): seconds for tokens, seconds in data[part].items()}
         return {"kind": "fitted", **data}
 
     @classmethod
@@ -332,6 +343,7 @@ class FittedCost:
                 title=data.get("title", "fitted"),
                 error=dict(data.get("error", {})),
                 about=dict(data.get("about", {})),
+                bumps={int(tokens): bump for tokens, bump in data.get("bumps", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a fitted cost model: {error!r}") from error
