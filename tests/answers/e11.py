@@ -1,0 +1,125 @@
+"""Answers to exercise 11, right and wrong, as the text of the answer cell."""
+
+
+def fixes(memory: float = 0.98, seqs: int = 70, budget: int = 100) -> str:
+    return (
+        f'fixes = {{"gpu_memory_utilization": {memory}, "max_num_seqs": {seqs}, '
+        f'"max_num_batched_tokens": {budget}}}'
+    )
+
+
+ROWS = {
+    "gpu_memory_utilization": (2956, "better", "same", "better"),
+    "max_num_seqs": (2270, "worse", "better", "worse"),
+    "max_num_batched_tokens": (2354, "worse", "better", "same"),
+    "tensor_parallel_size": (12254, "better", "better", "better"),
+}
+
+
+def prices(**rows: tuple[int, str, str, str]) -> str:
+    keys = ("num_gpu_blocks", "p50_ttft", "p50_itl", "output_throughput")
+    table = {name: dict(zip(keys, row)) for name, row in {**ROWS, **rows}.items()}
+    return f"prices = {table!r}"
+
+
+ASKED = """
+from minivllm.sim import roofline
+
+
+def blocks(tensor_parallel=1, **memory):
+    cost = roofline("llama-3-8b", "a10", tensor_parallel=tensor_parallel)
+    return cost.num_kv_blocks(**{"gpu_memory_utilization": 0.92, **memory})
+
+
+def row(blocks, trends):
+    return dict(zip(("num_gpu_blocks", "p50_ttft", "p50_itl", "output_throughput"),
+                    (blocks, *trends.split())))
+
+
+prices = {
+    "gpu_memory_utilization": row(blocks(gpu_memory_utilization=0.98), "better same better"),
+    "max_num_seqs": row(blocks(), "worse better worse"),
+    "max_num_batched_tokens": row(blocks(max_num_batched_tokens=96), "worse better same"),
+    "tensor_parallel_size": row(blocks(2), "better better better"),
+}
+"""
+
+
+def lines(memory: str, seqs: str, budget: str) -> str:
+    return (
+        f'lines = {{"gpu_memory_utilization": "{memory}", "max_num_seqs": "{seqs}", '
+        f'"max_num_batched_tokens": "{budget}"}}'
+    )
+
+
+GOOD = ("gpu_worker.py:447", "scheduler.py:549", "scheduler.py:348")
+
+RIGHT = {
+    "11a": {
+        "a little margin": fixes(),
+        "another margin": fixes(0.985, 68, 96),
+        "at the edge": fixes(0.99, 72, 104),
+    },
+    "11b": {"as the simulator": prices(), "blocks asked of the cost model": ASKED},
+    "11c": {
+        "as in the book": lines(*GOOD),
+        "other lines and whole paths": lines(
+            "vllm/v1/worker/gpu_worker.py#L448", "vllm/v1/core/sched/scheduler.py:103", GOOD[2]
+        ),
+    },
+}
+
+WRONG = {
+    "11a": {
+        "too little memory added": (fixes(memory=0.93), "busiest minute"),
+        "memory taken away": (fixes(memory=0.90), "fewer blocks"),
+        "more seats": (fixes(seqs=128), "want more blocks"),
+        "hardly fewer seats": (fixes(seqs=90), "what a request holds"),
+        "far too few seats": (fixes(seqs=16), "turned further than needed"),
+        "half the budget": (fixes(budget=1024), "slowing admission down"),
+        "a budget below the seats": (fixes(budget=64), "does not start"),
+        "nothing turned": (fixes(seqs=96), "how the server runs now"),
+        "all memory": (fixes(memory=1.0), "at most 0.99"),
+    },
+    "11b": {
+        "nothing moves the blocks": (
+            prices(gpu_memory_utilization=(2270, "better", "same", "better")),
+            "which of them does this knob move",
+        ),
+        "activations are forgotten": (
+            prices(max_num_batched_tokens=(2270, "worse", "better", "same")),
+            "activations",
+        ),
+        "two GPUs, twice the blocks": (
+            prices(tensor_parallel_size=(4540, "better", "better", "better")),
+            "weights once",
+        ),
+        "fewer seats start sooner": (
+            prices(max_num_seqs=(2270, "better", "better", "worse")),
+            "waits in the queue",
+        ),
+        "fewer seats flow slower": (
+            prices(max_num_seqs=(2270, "worse", "worse", "worse")),
+            "how many requests are in such a step",
+        ),
+        "memory makes steps faster": (
+            prices(gpu_memory_utilization=(2956, "better", "better", "better")),
+            "only decodes",
+        ),
+        "a small budget costs throughput": (
+            prices(max_num_batched_tokens=(2354, "worse", "better", "worse")),
+            "computed twice",
+        ),
+        "a small budget costs nothing": (
+            prices(max_num_batched_tokens=(2354, "same", "better", "same")),
+            "waits in the queue",
+        ),
+    },
+    "11c": {
+        "seats and budget confused": (lines(GOOD[0], GOOD[2], GOOD[1]), "another knob acts"),
+        "the right file": (lines(GOOD[0], "scheduler.py:1", GOOD[2]), "right file"),
+        "the victim's line": (lines(GOOD[0], GOOD[1], "scheduler.py:481"), "does not use it"),
+        "another file": (lines("kv_cache_utils.py:794", GOOD[1], GOOD[2]), "meet what it limits"),
+        "no line": (lines("gpu_worker.py", GOOD[1], GOOD[2]), "should look like"),
+    },
+}
