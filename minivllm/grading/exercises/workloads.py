@@ -31,7 +31,7 @@ from minivllm.stepper.scenario import (
     sampled_token_id,
 )
 
-MAX_REQUESTS = 40
+MAX_REQUESTS = 100
 MAX_TOKENS = 40_000
 """Prompt and output tokens of all requests."""
 MAX_ARRIVAL_STEP = 500
