@@ -205,6 +205,26 @@ RIGHT""",
     ),
 }
 
+QUIET_VALUES["folders in folders"] = (
+    """
+import os
+for _ in range(300):
+    os.mkdir("d")
+    os.chdir("d")
+RIGHT""",
+    "",
+)
+QUIET_VALUES["a folder for a letter"] = (
+    """
+import os, pathlib
+mail = pathlib.Path(os.environ["MINIVLLM_GRADING_MAILBOX"])
+(mail / "PART.payload" / "x").mkdir(parents=True)
+import time
+time.sleep(0.2)
+RIGHT""",
+    "asked more than once|raised",
+)
+
 # These spoil the kernel for all cells after them, so each has a notebook of its own, in which it
 # comes last.
 SPOILERS: dict[str, tuple[str, str]] = {
@@ -271,6 +291,14 @@ WRONG""",
     "100 MB in small pieces": (
         "for _ in range(10**6):\n    print('z' * 100)\nRIGHT",
         "printed far too much|did not finish",
+    ),
+    "fills the disk": (
+        """
+for number in range(1000):
+    with open(f"file{number}", "wb") as file:
+        file.truncate(30_000_000)
+RIGHT""",
+        "wrote too many files",
     ),
     "a thread in the background": (
         """
@@ -495,7 +523,10 @@ def judge_attacks(
                 bad.append(f"{part}, a bystander, lost its points: {verdict['says']}")
             continue
         name, _, pattern = attacks[part]
-        if verdict["passed"] or verdict["points"]:
+        if not pattern:
+            if not verdict["passed"]:
+                bad.append(f"{name}: does no harm and lost its points: {verdict['says']}")
+        elif verdict["passed"] or verdict["points"]:
             bad.append(f"{name}: earned its points")
         elif verdict["broken"]:
             bad.append(f"{name}: counts as the grader's fault: {verdict['says']}")

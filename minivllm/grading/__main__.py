@@ -9,7 +9,8 @@ from pathlib import Path
 
 from minivllm.grading import report
 from minivllm.grading.judge import ROOT
-from minivllm.grading.runner import Course, Settings, grade
+from minivllm.grading.notebook import Settings
+from minivllm.grading.runner import Course, grade
 
 EPILOG = """
 A DIR is a submission if it holds the notebooks, or has them in exercises/; else each folder in it

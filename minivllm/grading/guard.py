@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import signal
 import struct
 import sys
 import sysconfig
@@ -223,12 +224,18 @@ def limit(memory: int, seconds: float | None, file_size: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    limits = [("AS", memory), ("CORE", 0), ("FSIZE", file_size)]
-    if seconds is not None:
-        limits.append(("CPU", int(seconds) + 1))
-    for name, value in limits:
+    limits = [("AS", memory, memory), ("CORE", 0, 0), ("FSIZE", file_size, file_size)]
+    if seconds is not None:  # first SIGXCPU, which says why, then SIGKILL
+        limits.append(("CPU", int(seconds) + 1, int(seconds) + 3))
+    for name, soft, hard in limits:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        _libc().prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def defences() -> list[str]:
@@ -307,6 +314,7 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
     """
     sys.dont_write_bytecode = True
     allowed = readable()
+    die_with_parent()
     limit(memory, seconds, 0)
     landlock(allowed, ["/dev/null"])
     seccomp()
@@ -372,7 +380,7 @@ def lock_kernel_files(write: Iterable[str]) -> None:
     Landlock holds for the calling thread and what it starts.
     """
     sys.dont_write_bytecode = True
-    landlock([*readable(), *_own_files()], [*write, "/dev/null", "/dev/shm"])
+    landlock([*readable(), *_own_files()], [*write, "/dev/null"])
 
 
 def lock_kernel(write: Iterable[str], report: Callable[[str], object]) -> None:
@@ -385,7 +393,7 @@ def lock_kernel(write: Iterable[str], report: Callable[[str], object]) -> None:
     allowed = readable()
     own = _own_files()
     scratch = [os.path.realpath(path) for path in write]
-    anywhere = [*scratch, "/dev/null", "/dev/shm"]
+    anywhere = [*scratch, "/dev/null"]
     seccomp()
     busy = threading.local()
 

@@ -22,6 +22,7 @@ SECONDS = 60.0  # of wall time for one part
 MAX_PAYLOAD = 1_000_000  # bytes of JSON
 MAX_DEPTH = 40
 MEMORY = 3 << 30
+TOO_LARGE = "Judging this answer took more memory than there is: is a number in it too large?"
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -168,6 +169,8 @@ def judge_here(part: Part, payload: Any) -> Verdict:
         except (TypeError, ValueError, RecursionError):
             workload = str(failed.workload)[:2000]
         return verdict(failed.says, failed.chapter, workload)
+    except MemoryError:
+        return verdict(TOO_LARGE)
     except Exception as error:
         import traceback
 
@@ -238,10 +241,7 @@ def judge(part_id: str, payload: Any, *, seconds: float = SECONDS) -> Verdict:
     except (IndexError, TypeError, ValueError):
         last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         if "MemoryError" in err or process.returncode < 0:
-            return refused(
-                "Judging this answer took more memory than there is: is a number in it far too "
-                f"large? ({last[:200]})"
-            )
+            return refused(TOO_LARGE)
         return Verdict(
             part.id, False, 0, part.points, f"The judge broke: {last[:300]}", broken=True
         )

@@ -29,7 +29,7 @@ def main() -> None:
     def log(**entry: Any) -> None:
         os.write(log_fd, (json.dumps(entry) + "\n").encode())
 
-    _die_with_parent()
+    guard.die_with_parent()
     guard.limit(settings["memory"], None, settings["file_size"])
     from ipykernel.kernelapp import IPKernelApp
 
@@ -86,8 +86,3 @@ class Cells:
             return send(thread, parts, *args, **kwargs)
 
         setattr(IOPubThread, "send_multipart", counted)  # noqa: B010, a method to mypy
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        guard._libc().prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

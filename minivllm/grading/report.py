@@ -22,13 +22,13 @@ from xml.etree import ElementTree
 import minivllm
 from minivllm.grading.guard import defences
 from minivllm.grading.judge import exercises
+from minivllm.grading.notebook import clean
 from minivllm.grading.runner import (
     UNTOUCHED,
     Course,
     ExerciseResult,
     PartResult,
     SubmissionResult,
-    clean,
 )
 
 MAX_TEXT = 20_000

@@ -39,67 +39,29 @@ Not defended:
   digs through the interpreter gets round them. The report names the defences it ran with. Grade
   submissions of people you do not trust on Linux, in a container or a CI job without secrets.
 - A hole in Linux, in Python's own C code or in nbval's handling of messages.
-- Processor time: a submission can use all of its time limits. Disk: 64 MB a file in the scratch
-  folder, which is deleted afterwards.
+- Processor time: a submission can use all of its time limits.
+- Where the grader is started: `python -m` imports from the current folder first, so start it in the
+  course's folder, not in a submission's.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import signal
-import stat
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from minivllm.grading import submission as submissions
-from minivllm.grading.check import MAILBOX
-from minivllm.grading.judge import MAX_PAYLOAD, ROOT, Verdict, exercises, judge
-from minivllm.grading.part import Part, shown
-from minivllm.grading.sandbox import end_group
+from minivllm.grading.judge import ROOT, exercises
+from minivllm.grading.notebook import NEVER_ASKED, Evidence, Settings, run_until_it_ends
+from minivllm.grading.part import Part
 
-PATIENCE = 30.0  # seconds for a cell of the notebook's own, and between two cells
-KERNEL_NAME = "minivllm-grading"
-FILE_SIZE = 64 << 20
-NEVER_ASKED = "never asked the judge: something has replaced `check`."
 UNTOUCHED = "*Write here.*"
-
-# nbformat checks no addresses, but would load a grammar of them: a second for each notebook.
-BOOT_PYTEST = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from minivllm.grading import guard; "
-    "sys.path.pop(0); guard.limit(int(sys.argv.pop(1)), None, int(sys.argv.pop(1))); "
-    "sys.modules['rfc3987_syntax'] = None; "
-    "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-)
-BOOT_KERNEL = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from minivllm.grading.kernel import main; "
-    "sys.path.pop(0); main()"
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Limits of a grading run.
-
-    Attributes:
-        cell_seconds: Wall time for one answer cell.
-        notebook_seconds: Wall time for one run of one notebook.
-        memory: Bytes of address space of the notebook's kernel.
-    """
-
-    cell_seconds: float = 15.0
-    notebook_seconds: float = 150.0
-    memory: int = 3 << 30
 
 
 @dataclass
@@ -328,42 +290,14 @@ def grade_notebook(course: Course, name: str, path: Path, settings: Settings) ->
         evidence = Evidence(lost)
     else:
         evidence = Evidence(dict(handed_in.faults))
-        _run_until_it_ends(pristine, parts, handed_in.answers, settings, evidence)
+        try:
+            run_until_it_ends(pristine, parts, handed_in.answers, settings, evidence)
+        except Exception as error:  # one submission must not stop the grading of the others
+            evidence.fault = f"The grader could not run this notebook: {error!r:.300}"
+            evidence.verdicts.clear()
     result.parts = [_result_of(part, evidence) for part in parts]
     result.seconds = round(time.monotonic() - begun, 2)
     return result
-
-
-# ------------------------------------------------------------------ one notebook
-
-
-@dataclass
-class Evidence:
-    """What is known about the parts of one notebook.
-
-    Attributes:
-        lost: Parts that earn nothing whatever the judge says, and why.
-        verdicts: The judge's, by part.
-        payloads: What was judged, by part.
-        judged: Verdicts of this run and earlier ones, by part and payload.
-        cells: By cell id what nbval said: an empty string if the cell passed.
-        fault: Something wrong that is no part's doing.
-    """
-
-    lost: dict[str, str]
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    payloads: dict[str, Any] = field(default_factory=dict)
-    cells: dict[str, str] = field(default_factory=dict)
-    judged: dict[tuple[str, str], Verdict] = field(default_factory=dict)
-    fault: str = ""
-
-    def judge(self, part_id: str, payload: Any) -> Verdict:
-        """Have a payload judged, once."""
-        key = part_id, json.dumps(payload)
-        if key not in self.judged:
-            self.judged[key] = judge(part_id, payload)
-        self.payloads[part_id], self.verdicts[part_id] = payload, self.judged[key]
-        return self.judged[key]
 
 
 def _result_of(part: Part, evidence: Evidence) -> PartResult:
@@ -389,340 +323,3 @@ def _result_of(part: Part, evidence: Evidence) -> PartResult:
     else:
         result.passed, result.points = True, part.points
     return result
-
-
-def _run_until_it_ends(
-    pristine: dict[str, Any],
-    parts: tuple[Part, ...],
-    answers: dict[str, str],
-    settings: Settings,
-    evidence: Evidence,
-) -> None:
-    """Run the notebook; whenever a part breaks the run, again without that part's answer."""
-    answers = dict(answers)
-    stubs = {
-        cell["id"].removeprefix("answer-"): "".join(cell["source"])
-        for cell in pristine["cells"]
-        if cell["id"].startswith("answer-")
-    }
-    for _ in range(len(parts) + 1):
-        evidence.payloads, evidence.verdicts, evidence.cells = {}, {}, {}
-        run = NotebookRun(pristine, parts, {**stubs, **answers}, settings, evidence)
-        culprit, why = run.go()
-        for part_id, what in run.refused.items():
-            evidence.lost.setdefault(part_id, what)
-        if not why:
-            culprit, why = _silent_part(parts, evidence), NEVER_ASKED
-        if not culprit and why is NEVER_ASKED:
-            return
-        if culprit not in answers:
-            evidence.fault = f"The notebook could not be run: {why}"
-            return
-        whose = "graded" if why is NEVER_ASKED else "answer"
-        evidence.lost.setdefault(culprit, f"The {whose} cell {why}")
-        del answers[culprit]
-
-
-def _silent_part(parts: tuple[Part, ...], evidence: Evidence) -> str:
-    """The first part whose graded cell passed without a word to the judge; empty if none."""
-    for part in parts:
-        passed = evidence.cells.get(f"check-{part.id}") == ""
-        if passed and part.id not in evidence.payloads and part.id not in evidence.lost:
-            return part.id
-    return ""
-
-
-class NotebookRun:
-    """One run of one notebook under nbval, and the mailbox beside it."""
-
-    def __init__(
-        self,
-        pristine: dict[str, Any],
-        parts: tuple[Part, ...],
-        answers: dict[str, str],
-        settings: Settings,
-        evidence: Evidence,
-    ) -> None:
-        self.parts = {part.id: part for part in parts}
-        self.answers = answers
-        self.settings = settings
-        self.evidence = evidence
-        self.notebook = json.loads(json.dumps(pristine))
-        self.ids: list[str] = []  # of the code cells, in nbval's order
-        for cell in self.notebook["cells"]:
-            if cell["id"].startswith("answer-"):
-                cell["source"] = answers[cell["id"].removeprefix("answer-")]
-            if cell["cell_type"] == "code":
-                self.ids.append(cell["id"])
-        self.refused: dict[str, str] = {}
-        self.pid = 0
-        self.running = ""  # the cell that has started and not ended
-        self.since = 0.0
-        self.last_answer = ""
-        self.log_read = 0
-
-    def go(self) -> tuple[str, str]:
-        """Run; the part that broke the run and why, or two empty strings."""
-        scratch = Path(tempfile.mkdtemp(prefix="grading-"))
-        try:
-            return self._go(scratch.resolve())
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _go(self, scratch: Path) -> tuple[str, str]:
-        own, home, work, mail = (scratch / name for name in ("own", "home", "work", "mail"))
-        for folder in (own, home, work, mail, home / "runtime", own / "kernels" / KERNEL_NAME):
-            folder.mkdir(parents=True)
-        self.log = own / "log"
-        self.junit = own / "junit.xml"
-        notebook = work / "notebook.ipynb"
-        notebook.write_text(json.dumps(self.notebook), encoding="utf-8")
-        settings_file = own / "settings.json"
-        settings_file.write_text(
-            json.dumps(
-                {
-                    "cells": self.ids,
-                    "log": str(self.log),
-                    "write": [str(home), str(work), str(mail)],
-                    "memory": self.settings.memory,
-                    "file_size": FILE_SIZE,
-                }
-            )
-        )
-        kernel = [sys.executable, "-I", "-c", BOOT_KERNEL, str(ROOT)]
-        (own / "kernels" / KERNEL_NAME / "kernel.json").write_text(
-            json.dumps(
-                {
-                    "argv": [*kernel, "{connection_file}", str(settings_file)],
-                    "display_name": KERNEL_NAME,
-                    "language": "python",
-                }
-            )
-        )
-        command = [sys.executable, "-I", "-c", BOOT_PYTEST, str(ROOT)]
-        command += [str(self.settings.memory), str(FILE_SIZE)]
-        command += ["--nbval", "-p", "nbval.plugin", "-p", "no:cacheprovider", "-c", os.devnull]
-        command += ["--rootdir", str(own), "-q", "--no-header", "--junit-xml", str(self.junit)]
-        command += ["--nbval-kernel-name", KERNEL_NAME, "--tb=short", str(notebook)]
-        command += ["--nbval-cell-timeout", str(self.settings.notebook_seconds)]
-        with (own / "out").open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=own,
-                env=_environment(own, home, mail),
-                start_new_session=True,
-            )
-        mail_fd = os.open(mail, os.O_RDONLY)
-        try:
-            why = self._watch(process, mail_fd, own)
-        finally:
-            os.close(mail_fd)
-            self._read_log()
-            self._end_kernel()
-            end_group(process)
-        if why:
-            return self._culprit(), why
-        if not self._read_junit():
-            text = (own / "out").read_text(encoding="utf-8", errors="replace")[-500:]
-            return self._culprit(), f"ended nbval before it was done. {clean(text)}"
-        return "", ""
-
-    def _watch(self, process: subprocess.Popen[bytes], mail_fd: int, own: Path) -> str:
-        """Answer letters until the run ends; why it had to be ended, or an empty string."""
-        end = time.monotonic() + self.settings.notebook_seconds
-        while process.poll() is None:
-            for part_id in self.parts:
-                letter = _take_letter(part_id, mail_fd)
-                if letter is not None:
-                    _post(self._answer(part_id, letter), part_id, mail_fd, own)
-                    end = time.monotonic() + self.settings.notebook_seconds
-                    self.since = time.monotonic()
-            self._read_log()
-            now = time.monotonic()
-            patience = PATIENCE
-            if self.running.startswith("answer-"):
-                patience = self.settings.cell_seconds
-            if self.pid and now - self.since > patience:
-                if not self.running:
-                    return "left a kernel that no longer answers."
-                return f"did not finish within {patience:g} s: is there a loop without end?"
-            if self.pid and _has_ended(self.pid) and self.running:
-                part = self.running.partition("-")[2]
-                what = self.refused.get(part)
-                return what.removeprefix("The answer cell ") if what else "ended its own process."
-            if now > end:
-                return f"did not finish within {self.settings.notebook_seconds:g} s."
-            time.sleep(0.02)
-        return ""
-
-    def _answer(self, part_id: str, letter: Any) -> dict[str, Any]:
-        """Judge a letter; what to put back into the mailbox."""
-        part = self.parts[part_id]
-        payload = self.answers[part_id] if part.kind == "code" and letter else letter
-        known = self.evidence.payloads
-        if part_id not in known:
-            self.evidence.judge(part_id, payload)
-        elif known[part_id] != payload:
-            says = "The judge was asked more than once, with different answers."
-            self.evidence.lost.setdefault(part_id, says)
-            return {"passed": False, "text": f"{part_id}: {says}"}
-        verdict = self.evidence.verdicts[part_id]
-        return {"passed": verdict.passed, "text": verdict.text()}
-
-    def _read_log(self) -> None:
-        """Follow the kernel's log."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(self.log_read)
-                data = file.read(1 << 20)
-        except FileNotFoundError:
-            return
-        data = data[: data.rfind(b"\n") + 1]
-        self.log_read += len(data)
-        for line in data.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(entry, dict):
-                continue
-            if isinstance(entry.get("pid"), int) and not self.pid:
-                self.pid, self.since = entry["pid"], time.monotonic()
-            if isinstance(entry.get("start"), str):
-                self.running, self.since = entry["start"], time.monotonic()
-                if self.running.startswith("answer-"):
-                    self.last_answer = self.running
-            if "end" in entry:
-                self.running, self.since = "", time.monotonic()
-            if isinstance(entry.get("refused"), str):
-                cell = str(entry.get("cell") or self.last_answer)
-                kind, _, part_id = cell.partition("-")
-                if kind != "answer":  # a thread left behind, or a patched function
-                    part_id = self.last_answer.partition("-")[2]
-                if part_id in self.parts:
-                    says = f"The answer cell {clean(entry['refused'])}: not while grading."
-                    self.refused.setdefault(part_id, says)
-
-    def _culprit(self) -> str:
-        cell = self.running or self.last_answer
-        part_id = cell.partition("-")[2]
-        return part_id if part_id in self.parts else self.last_answer.partition("-")[2]
-
-    def _end_kernel(self) -> None:
-        if self.pid and not _has_ended(self.pid):
-            try:
-                os.kill(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                return
-
-    def _read_junit(self) -> bool:
-        """Take nbval's results; whether there are any."""
-        try:
-            cases = ElementTree.parse(self.junit).getroot().iter("testcase")
-        except (OSError, ElementTree.ParseError):
-            return False
-        cells: dict[str, str] = {}
-        for case in cases:
-            number = re.search(r"Cell (\d+)", case.get("name") or "")
-            if number and int(number[1]) < len(self.ids):
-                bad = next((c for c in case if c.tag in ("failure", "error", "skipped")), None)
-                text = "" if bad is None else _last_line(bad.text or bad.get("message") or "")
-                cells[self.ids[int(number[1])]] = text
-        self.evidence.cells = cells
-        return bool(cells)
-
-
-def _environment(own: Path, home: Path, mail: Path) -> dict[str, str]:
-    """Nothing of the grader's own environment: no tokens, no paths, no settings."""
-    kept = {k: os.environ[k] for k in ("PATH", "LANG", "LC_ALL", "TZ") if k in os.environ}
-    return {
-        "LANG": "C.UTF-8",
-        **kept,
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "IPYTHONDIR": str(home / "ipython"),
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_PATH": str(own),
-        "JUPYTER_PLATFORM_DIRS": "1",
-        "MPLBACKEND": "agg",
-        "OMP_NUM_THREADS": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTHONHASHSEED": "0",
-        MAILBOX: str(mail),
-    }
-
-
-def _take_letter(part_id: str, mail_fd: int) -> Any:
-    """Take the payload that was left for a part; None if there is none.
-
-    A letter that cannot be read is an empty string, which no check accepts.
-    """
-    name = f"{part_id}.payload"
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
-    try:
-        fd = os.open(name, flags, dir_fd=mail_fd)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        fd = -1
-    data = b""
-    if fd >= 0:
-        with open(fd, "rb") as file:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                data = file.read(MAX_PAYLOAD + 1)
-    try:
-        os.unlink(name, dir_fd=mail_fd)
-    except OSError:  # a folder of that name
-        os.rename(name, f"{part_id}.odd", src_dir_fd=mail_fd, dst_dir_fd=mail_fd)
-    if len(data) > MAX_PAYLOAD:
-        return ""
-    try:
-        letter = json.loads(data)
-    except (ValueError, RecursionError):
-        return ""
-    return "" if letter is None else letter
-
-
-def _post(answer: dict[str, Any], part_id: str, mail_fd: int, own: Path) -> None:
-    """Put a verdict into the mailbox, replacing whatever has that name there."""
-    draft = own / "verdict"
-    draft.write_text(json.dumps(answer), encoding="utf-8")
-    try:
-        os.replace(draft, f"{part_id}.verdict", dst_dir_fd=mail_fd)
-    except OSError:
-        return  # a folder of that name: the graded cell waits in vain
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False  # no Linux: the cell's time limit finds it
-    return text.rpartition(")")[2].split()[:1] == ["Z"]
-
-
-def clean(text: str) -> str:
-    """`text` without control characters and colours, for reports and terminals."""
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
-    return "".join(c for c in text if c in "\n\t" or (c.isprintable() and c != "\u2028"))
-
-
-def _last_line(text: str) -> str:
-    """What nbval's report of a failed cell comes down to."""
-    lines = [line.strip() for line in clean(text).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"\w*(Error|Exception|Exit|Interrupt)\b", line)]
-    line = (errors or lines or ["nothing"])[-1]
-    if line.startswith("NameError"):
-        line += " (only answer cells are graded: what one needs stands in an answer cell)"
-    return f"raised {shown(line, 400)[1:-1]}"
