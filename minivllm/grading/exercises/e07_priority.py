@@ -324,10 +324,6 @@ MISTAKES: tuple[tuple[Callable[[SchedulerConfig], Scheduler], str], ...] = (
         "Your queue looks at the arrival time before the priority.",
     ),
     (
-        variant(lambda: _Keyed(lambda r: (r.priority, r.num_computed_tokens, _arrival(r)))),
-        "Your queue's order depends on how far a request has got.",
-    ),
-    (
         variant(victim=_least_urgent_oldest),
         "Among equal priorities the victim is the one that has been in the system longest.",
     ),
