@@ -482,7 +482,7 @@ def test_jupyterlab_gives_a_real_engine_prompts(lab: tuple[str, Path], lab_page:
         assert page.locator(".mv-tab").all_inner_texts() == ["Knobs", "Add a prompt", "Keys"]
         page.locator(".mv-tab", has_text="Knobs").click()
         for name in ("num_gpu_blocks", "max_num_batched_tokens", "enable_prefix_caching"):
-            value = drawer.locator(f"dd[data-knob='{name}']").inner_text()
+            value = drawer.locator(f"[data-knob='{name}']").inner_text()
             assert value.lower() == str(kernel.value(f"engine.scheduler.config.{name}")).lower()
 
         page.locator(".mv-tab", has_text="Add a prompt").click()
@@ -498,6 +498,8 @@ def test_jupyterlab_gives_a_real_engine_prompts(lab: tuple[str, Path], lab_page:
                 "(name) => document.querySelector('.mv-notice').textContent.startsWith(name)",
                 arg=name,
             )
+        names = drawer.locator(".mv-field[data-field='request_id'] input")
+        assert names.input_value() not in ("first", "second")
         drawer.locator("textarea").fill("one more")  # what only the engine can know
         drawer.locator(".mv-field[data-field='request_id'] input").fill("first")
         drawer.locator(".mv-primary").click()

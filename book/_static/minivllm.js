@@ -52,6 +52,16 @@
     margin: { ...layout.margin, l: 40, r: 8 },
   });
 
+  /* Plotly fits a table's labels to its cells, down to what nobody can read; 10 px is the least.
+     In many columns there is no room for the "+" of a shared block: a touch still tells. */
+  const readable = (trace) => {
+    if (trace.type !== "heatmap" || !trace.texttemplate) return trace;
+    const isTight = trace.text?.[0]?.length > 12;
+    const word = (label) => (isTight && label.length > 2 ? label.replace(/\+$/, "") : label);
+    const text = trace.text?.map((row) => row.map(word));
+    return { ...trace, text, textfont: { ...trace.textfont, size: 10 } };
+  };
+
   const draw = async (element) => {
     await ready();
     const dark = isDark();
@@ -63,7 +73,7 @@
     layout.height = Number(element.dataset.height);
     window.Plotly.purge(plot);
     await window.Plotly.newPlot(plot, {
-      data: figure.data,
+      data: isNarrow ? figure.data.map(readable) : figure.data,
       layout,
       config: { ...figure.config, displayModeBar: isNarrow ? false : "hover" },
       frames: figure.frames,

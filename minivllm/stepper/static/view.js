@@ -991,14 +991,14 @@ class BlockGrid {
     if (owners[id].length) this.identities.paint(cell, owners[id][0]);
     else delete cell.dataset.colour;
     setText(owner, state[id] === "0" ? "∅" : this.#ownerWord(owners[id]));
-    setText(count, refs[id] > 1 ? `×${refs[id]}` : "");
+    setText(count, refs[id] > 1 && owners[id].length < 3 ? `×${refs[id]}` : "");
     // What is written in it comes first: that is how someone who speaks to the computer calls it.
     const written = [id, owner.textContent, count.textContent].filter((word) => word !== "").join(" ");
     setAttribute(cell, "aria-label", `${written}. ${describeBlock(snapshot, id)}`);
   }
 
   #ownerWord(owners) {
-    return owners.length > 2 ? `${owners.length} own` : owners.map(shortId).join("+");
+    return owners.length > 2 ? `×${owners.length}` : owners.map(shortId).join("+");
   }
 
   /** A shared block shows its owners as bands. */
@@ -1414,7 +1414,7 @@ class TimelinePanel {
     const { rowHeight, columns, columnWidth, first } = this.#drawn;
     context.font = "11px system-ui, sans-serif";
     context.textBaseline = "middle";
-    const every = Math.ceil(11 / rowHeight);
+    const every = Math.ceil(12 / rowHeight);
     run.ids.forEach((id, index) => {
       if (index % every) return;
       if (every === 1) {
@@ -1422,7 +1422,9 @@ class TimelinePanel {
         context.fillRect(0, index * rowHeight + 2, 3, rowHeight - 4);
       }
       context.fillStyle = colours.get("ink");
-      context.fillText(id.length > 7 ? `${id.slice(0, 6)}…` : id, 7, Math.max((index + 0.5) * rowHeight, 6));
+      // A label stands beside the middle of its row, or, where rows are thin, below its first.
+      const middle = every === 1 ? (index + 0.5) * rowHeight : index * rowHeight + 6;
+      context.fillText(id.length > 7 ? `${id.slice(0, 6)}…` : id, 7, middle);
     });
     this.#drawn.mosts = LANES.map((lane) => lane.most(run));
     LANES.forEach((lane, index) => {
@@ -1815,9 +1817,9 @@ class RequestForm {
 
   show(run, liveWords) {
     const [name] = this.fields;
-    if (!name.input.value || run.ids.includes(name.input.value)) {
-      const numbers = run.scenario?.requests ?? [];
-      const taken = new Set([...run.ids, ...numbers.map((row) => row.request_id)]);
+    const written = (run.scenario?.requests ?? []).map((row) => row.request_id);
+    const taken = new Set([...run.ids, ...written, ...this.stepper.addedIds]);
+    if (!name.input.value || taken.has(name.input.value)) {
       let index = taken.size;
       while (taken.has(`r${index}`)) index += 1;
       name.input.value = `r${index}`;
@@ -1862,9 +1864,10 @@ class PromptForm {
 
   show(run) {
     const [, name] = this.fields;
-    if (!name.input.value || run.ids.includes(name.input.value)) {
-      let index = run.ids.length;
-      while (run.ids.includes(`p${index}`)) index += 1;
+    const taken = new Set([...run.ids, ...this.stepper.addedIds]);
+    if (!name.input.value || taken.has(name.input.value)) {
+      let index = taken.size;
+      while (taken.has(`p${index}`)) index += 1;
       name.input.value = `p${index}`;
     }
     setText(this.form.button, `Add before step ${this.stepper.nextStep}`);
@@ -1890,7 +1893,7 @@ class PromptForm {
 /** The knobs of a run that goes on outside: to be read. */
 class KnobsList {
   constructor() {
-    this.list = h("dl", { class: "mv-fixed" });
+    this.list = h("ul", { class: "mv-fixed" });
     const why = "What this run has done cannot be done again, so its knobs stay. To turn them, step a scenario, for example SchedulerStepper(\"cramped\").";
     this.element = h("div", { class: "mv-form" }, h("p", {}, why), this.list);
   }
@@ -1899,7 +1902,7 @@ class KnobsList {
     const words = (value) => (value === null ? "the policy’s own" : String(value));
     const rows = KNOB_FORM.filter(([name]) => name in config).map(([name, label]) => [label, name, words(config[name])]);
     refill(this.list, rows, () => rows.map(([label, name, value]) =>
-      h("div", {}, h("dt", {}, label, h("code", {}, name)), h("dd", { data: { knob: name } }, value))));
+      h("li", {}, h("span", {}, label, h("code", {}, name)), h("b", { data: { knob: name } }, value))));
   }
 }
 
@@ -2006,6 +2009,8 @@ class Stepper {
     this.options = options;
     this.step = -1;
     this.pinned = null;
+    /** Of requests added by hand, which may not have arrived yet. */
+    this.addedIds = new Set();
     this.hover = { request: null, block: null };
     this.identities = new Identities();
     this.liveState = transport.capabilities.live ? "on" : "off";
@@ -2243,6 +2248,7 @@ class Stepper {
     this.#pause();
     this.#dropFork();
     this.pinned = null;
+    this.addedIds = new Set();
     this.identities = new Identities();
     this.main = new Run("main", this.identities);
     for (const view of Object.values(this.views)) view.element.remove();
@@ -2415,8 +2421,9 @@ class Stepper {
   addRequest(request) {
     return this.#attempt(async () => {
       for (const run of this.runs) await this.#intervene(run, { type: "add_request", request });
+      this.addedIds.add(request.request_id);
       await this.#grow(this.step + 1 + this.#lookahead);
-      this.say(`${request.request_id} arrives before step ${this.nextStep}.`);
+      this.say(`${request.request_id} arrives before step ${this.nextStep}.`, true);
     });
   }
 
@@ -2425,7 +2432,7 @@ class Stepper {
     const errors = await this.#attempt(async () => {
       await this.#intervene(run, { type: "abort", request_id: id });
       await this.#grow(this.step + 1 + this.#lookahead);
-      this.say(`${id} is aborted before step ${this.nextStep}.`);
+      this.say(`${id} is aborted before step ${this.nextStep}.`, true);
     });
     if (errors.length) this.say(errors[0].message);
   }
@@ -2526,6 +2533,7 @@ class Stepper {
     this.#draw();
     this.animate = false;
     if (!isNew) return;
+    if (this.isPassing) this.say("");
     this.#speak();
     this.#emit("step", { step, snapshot: this.main.snapshot(step) });
   }
@@ -2536,9 +2544,11 @@ class Stepper {
     setText(this.live, [`Step ${this.step}.`, ...(this.#timer ? [] : sentences)].join(" "));
   }
 
-  say(text) {
+  /** Tell the reader; what `isPassing` goes with the next step. */
+  say(text, isPassing = false) {
     setText(this.notice, text);
     this.notice.hidden = !text;
+    this.isPassing = isPassing;
   }
 
   #draw() {
