@@ -73,6 +73,7 @@ WRONG = {
     "11a": {
         "too little memory added": (fixes(memory=0.93), "busiest minute"),
         "memory taken away": (fixes(memory=0.90), "fewer blocks"),
+        "no room for the weights": (fixes(memory=0.6), "cannot run"),
         "more seats": (fixes(seqs=128), "want more blocks"),
         "hardly fewer seats": (fixes(seqs=90), "what a request holds"),
         "far too few seats": (fixes(seqs=16), "turned further than needed"),

@@ -83,7 +83,10 @@ def check_fixes(value: object) -> None:
         if setting == BASE[name]:
             raise Failed(f"fixes[{name!r}] is {setting}: that is how the server runs now.")
         for seed in HIDDEN_SEEDS:
-            share = preemptions(run(seed, **{name: setting}))
+            try:
+                share = preemptions(run(seed, **{name: setting}))
+            except ValueError as error:  # no room for the weights, or for one request
+                raise Failed(f"With {name}={setting} the server cannot run: {error}") from None
             if share > RARE:
                 raise Failed(
                     f"With {name}={setting}, and the rest as it was, there are still "

@@ -7,6 +7,7 @@ from typing import Any
 
 from minivllm.grading.part import Failed, Part, want_dict, want_int, want_number
 from minivllm.sim import SLO, ClosedLoop, Scenario, SimResult
+from minivllm.sim.results import percentile
 
 TITLE = "Little's law and the cap"
 CHAPTER = "10-load-latency-littles-law"
@@ -114,8 +115,8 @@ def full_house(max_num_seqs: int, seed: int) -> dict[str, float]:
     tpot = sorted(r.tpot for r in finished if r.output_len > 1)
     return {
         "throughput": len(finished) / (SECONDS - 20.0),
-        "ttft": ttft[len(ttft) // 2],
-        "tpot": tpot[len(tpot) // 2],
+        "ttft": percentile(ttft, 50) if ttft else SECONDS,
+        "tpot": percentile(tpot, 50) if tpot else 0.0,
     }
 
 
