@@ -100,6 +100,8 @@ def test_solutions_score_all_and_exercises_as_shipped_nothing(tmp_path: Path) ->
         done.stdout
     )
     assert shipped["points"] == 0
+    for exercise in [*solved["exercises"], *shipped["exercises"]]:
+        assert not exercise["notes"], f"{exercise['name']}: {exercise['notes']}"
     for exercise in shipped["exercises"]:
         for part in exercise["parts"]:
             assert not part["broken"], part

@@ -7,11 +7,14 @@ and end, and what was refused.
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from minivllm.grading import guard
@@ -35,6 +38,7 @@ def main() -> None:
 
     import minivllm.grading.judge  # noqa: F401, what `check` loads, while it can be read
 
+    show_only(settings["shown"])
     guard.lock_kernel_files(settings["write"])
     app = IPKernelApp.instance()
     app.initialize(["-f", connection, "--HistoryManager.enabled=False", "--quiet"])
@@ -47,6 +51,23 @@ def main() -> None:
     guard.lock_kernel(settings["write"], cells.refused)
     log(pid=os.getpid())
     app.start()
+
+
+def show_only(shown: dict[str, list[str]]) -> None:
+    """Load what the notebook's own cells import from exercises' modules, and hide the rest of them.
+
+    Args:
+        shown: Names by module, "e05_preemption_loop".
+    """
+    package = import_module("minivllm.grading.exercises")
+    for name, wanted in shown.items():
+        whole = import_module(f"{package.__name__}.{name}")
+        part = ModuleType(whole.__name__)
+        part.__file__ = whole.__file__
+        vars(part).update({w: getattr(whole, w) for w in wanted if hasattr(whole, w)})
+        linecache.getlines(str(whole.__file__))  # for those who print a source
+        sys.modules[whole.__name__] = part
+        setattr(package, name, part)
 
 
 class Cells:

@@ -150,6 +150,7 @@ class NotebookRun:
                 cell["source"] = answers[cell["id"].removeprefix("answer-")]
             if cell["cell_type"] == "code":
                 self.ids.append(cell["id"])
+        self.shown = shown_names(pristine)
         self.refused: dict[str, str] = {}
         self.pid = 0
         self.running = ""  # the cell that has started and not ended
@@ -181,6 +182,7 @@ class NotebookRun:
             json.dumps(
                 {
                     "cells": self.ids,
+                    "shown": self.shown,
                     "log": str(self.log),
                     "write": [str(home), str(work), str(mail)],
                     "memory": self.settings.memory,
@@ -337,6 +339,17 @@ class NotebookRun:
                 cells[self.ids[int(number[1])]] = text
         self.evidence.cells = cells
         return bool(cells)
+
+
+def shown_names(notebook: dict[str, Any]) -> dict[str, list[str]]:
+    """What a notebook's own text imports from the exercises' modules: names by module."""
+    found: dict[str, list[str]] = {}
+    pattern = r"from minivllm\.grading\.exercises\.(e\d\d_\w+) import \(?([\w,\s]+)"
+    for cell in notebook["cells"]:
+        for module, names in re.findall(pattern, "".join(cell["source"])):
+            first = names.replace("\n", ",") if "(" in names else names.split("\n")[0]
+            found.setdefault(module, []).extend(re.findall(r"\w+", first))
+    return found
 
 
 def _environment(own: Path, home: Path, mail: Path) -> dict[str, str]:

@@ -7,7 +7,8 @@ What happens to one notebook of a submission:
    taken; what was done to graded cells is noted. Nothing of it is executed or imported here.
 2. The answers go into a copy of the pristine notebook, which comes from the grader's own folder, in
    a scratch directory. nbval runs it in a fresh process with an environment of its own. The kernel
-   locks itself up (`kernel`, `guard`) before the first cell.
+   locks itself up (`kernel`, `guard`) before the first cell. Of the checks it sees the names that
+   the pristine notebook itself imports.
 3. `check`, in the kernel, only leaves the answer in a mailbox. The runner has it judged in another
    fresh process (`judge`) and puts the verdict's words back. For a code part the answer is the text
    of the submission's cell, whatever the mailbox says; it runs in the judge's children (`sandbox`).
@@ -31,6 +32,8 @@ Not defended:
 - Before handing in, students have this package on their own machine. They can read the checks and
   ask the judge as often as they like. Hidden workloads are hidden from a look at the notebook, not
   from a determined reader; a solution copied from elsewhere is a solution.
+- A name that a notebook imports from its checks leads, for who digs, to the rest of that module. It
+  is the same module that they had on their own machine.
 - A code answer shares its process with the driver that exercises it, and can make it report
   anything. It gains nothing by that: the evidence is compared, on hidden workloads, with a
   reference that only the judge's process computes, so a lie that passes is a right answer.
@@ -295,6 +298,11 @@ def grade_notebook(course: Course, name: str, path: Path, settings: Settings) ->
         except Exception as error:  # one submission must not stop the grading of the others
             evidence.fault = f"The grader could not run this notebook: {error!r:.300}"
             evidence.verdicts.clear()
+    result.notes += [
+        f"The notebook's own cell {cell} {what}."
+        for cell, what in evidence.cells.items()
+        if what and not cell.startswith(("answer-", "check-"))
+    ]
     result.parts = [_result_of(part, evidence) for part in parts]
     result.seconds = round(time.monotonic() - begun, 2)
     return result
