@@ -49,9 +49,12 @@ def test_what_agrees_with_the_vllm_paper_and_what_does_not() -> None:
     for check in checks:
         assert check.paper == papers.VLLM
         assert check.agrees or check.why
-    text = papers.table(checks)
+    table = papers.table(checks)
+    text, html = str(table), table._repr_html_()
     assert text.count("\n") == len(checks) + 1
     assert "| no: " in text
+    assert html.count("<tr>") == len(checks) + 1
+    assert "<td>no: " in html
 
 
 def test_a_machine_without_a_link_worth_its_name_never_swaps() -> None:
@@ -104,6 +107,9 @@ def test_the_trade_off_of_table_4() -> None:
         mix: rows[mix, "whole"]["tbt"] / rows[mix, "chunked"]["tbt"] for mix in papers.TABLE_4
     }
     assert longer["summarisation"] > longer["conversation"]  # as published
+    html = papers.show_table_4(list(rows.values()))._repr_html_()
+    assert all(f"<td>{row['published_tbt']:.2f}</td><td>{row['tbt']:.2f}</td>" in html
+               for row in rows.values())  # fmt: skip
     checks = papers.check_table_4(list(rows.values()))
     assert [check.agrees for check in checks] == [False, False, True, True]
 

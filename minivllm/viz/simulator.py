@@ -230,7 +230,7 @@ def kv_over_time(result: SimResult) -> go.Figure:
         yaxis={"title": {"text": "share of blocks"}, "tickformat": ".0%", "range": [0, 1.04]},
         yaxis2={
             "title": {"text": "requests"}, "overlaying": "y", "side": "right",
-            "rangemode": "tozero", "showgrid": False,
+            "rangemode": "tozero", "showgrid": False, "tickmode": "auto",
         },
         meta={
             "alt": "KV cache, running and waiting requests over simulated time, "
