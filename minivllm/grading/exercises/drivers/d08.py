@@ -35,9 +35,9 @@ class _Gone:
 
 
 def _take_out() -> None:
-    scheduler_module.SchedulerStats = _Gone  # type: ignore[misc]
+    scheduler_module.SchedulerStats = _Gone  # type: ignore[misc, assignment]
     for module in (core, sys.modules["minivllm.core.stats"]):
-        del module.SchedulerStats  # type: ignore[attr-defined]
+        del module.SchedulerStats
     plan = Scheduler.schedule
 
     def schedule(self: Scheduler) -> SchedulerOutput:
