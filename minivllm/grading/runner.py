@@ -22,7 +22,7 @@ What happens to one notebook of a submission:
 
 The kernel belongs to the student: whatever is patched there can change the payload, which is only
 another answer, or make a cell pass, which earns nothing without the judge. Defended, and tested in
-tests/test_grading.py: edited, deleted, doubled and reordered cells; stored outputs; files beside
+tests/test_grading_attacks.py: edited, deleted, doubled and reordered cells; stored outputs; files beside
 the notebook; a patched `minivllm`, `json`, `builtins` or `check`; printed verdicts; exits; loops;
 forks; memory; output; network; `solutions/`; symbolic links; notebooks that are none; letters
 forged in the mailbox; asking the judge many times; signals to the parent; looking for the checks.
@@ -36,7 +36,8 @@ Not defended:
   is the same module that they had on their own machine.
 - A code answer shares its process with the driver that exercises it, and can make it report
   anything. It gains nothing by that: the evidence is compared, on hidden workloads, with a
-  reference that only the judge's process computes, so a lie that passes is a right answer.
+  reference that only the judge's process computes, so a lie that passes is a right answer. What a
+  driver takes out of the core before the student's code runs still stands in the package's files.
 - Without Linux's Landlock and seccomp (macOS, or other processors than x86-64 and arm64) only the
   audit hook and the resource limits are left. They stop accidents and plain attempts; code that
   digs through the interpreter gets round them. The report names the defences it ran with. Grade
