@@ -29,6 +29,7 @@ from minivllm.grading.check import NotYet, payload_for
 from minivllm.grading.generate import main as generate
 from minivllm.grading.generate import stub_of
 from minivllm.grading.judge import exercises, parts, plain
+from minivllm.grading.notebook import shown_names
 from minivllm.grading.part import (
     Failed,
     want_bool,
@@ -258,6 +259,19 @@ def test_in_place_with_nbval(course: ToyCourse) -> None:
     assert "90b not yet: 0 of 3 points." in done.stdout
     assert "Read: book/01-two-numbers-racing.md" in done.stdout
     assert "check.py" not in done.stdout, "no traceback of the grader's"
+
+
+def test_a_notebook_sees_of_its_checks_what_it_imports(course: ToyCourse) -> None:
+    text = "from minivllm.grading.exercises.e80_values import want_int, nothing  # and no more"
+    assert shown_names({"cells": [{"source": text}]}) == {"e80_values": ["want_int", "nothing"]}
+    code = (
+        "from minivllm.grading.kernel import show_only; show_only({'e80_values': ['want_int']}); "
+        "from minivllm.grading.exercises.e80_values import want_int; "
+        "import minivllm.grading.exercises.e80_values as checks; "
+        "from minivllm.grading.exercises import e80_values as again; "
+        "print(want_int(3, 'x'), hasattr(checks, 'PARTS'), hasattr(again, 'PARTS'))"
+    )
+    assert course.run("-c", code).stdout.split() == ["3", "False", "False"]
 
 
 # ------------------------------------------------------------------ submissions and exit status

@@ -22,10 +22,11 @@ What happens to one notebook of a submission:
 
 The kernel belongs to the student: whatever is patched there can change the payload, which is only
 another answer, or make a cell pass, which earns nothing without the judge. Defended, and tested in
-tests/test_grading_attacks.py: edited, deleted, doubled and reordered cells; stored outputs; files beside
-the notebook; a patched `minivllm`, `json`, `builtins` or `check`; printed verdicts; exits; loops;
-forks; memory; output; network; `solutions/`; symbolic links; notebooks that are none; letters
-forged in the mailbox; asking the judge many times; signals to the parent; looking for the checks.
+tests/test_grading_attacks.py: edited, deleted, doubled and reordered cells; stored outputs; files
+beside the notebook; a patched `minivllm`, `json`, `builtins` or `check`; printed verdicts; exits;
+loops; forks; memory; disk; output; network; `solutions/`; symbolic links; notebooks that are none;
+letters forged in the mailbox; asking the judge many times; signals to the parent; looking for the
+checks.
 
 Not defended:
 
