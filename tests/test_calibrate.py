@@ -242,6 +242,59 @@ def test_a_busy_engine_and_an_unknown_clock_are_refused(make_engine: MakeEngine)
         cal.replay(make_engine(), ClosedLoop(cal.SHORT, 1, num_requests=1), clock="sundial")
 
 
+class SlowSpell:
+    """A reference of a machine that is `factor` times slower, and says so."""
+
+    EVERY = 5
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def pace(self) -> float:
+        return 1 / self.factor
+
+
+def test_at_the_references_pace_a_slow_machine_measures_as_the_usual_one(
+    make_engine: MakeEngine,
+) -> None:
+    @dataclass
+    class Slowed:
+        factor: float = 1.4
+
+        def step_time(self, load: StepLoad) -> float:
+            return self.factor * TRUTH.step_time(load)
+
+    workload = OpenLoop(cal.WIDE, 0.9, num_requests=20)
+    for reference, error in ((SlowSpell(1.4), 0.0), (None, 1 / 1.4 - 1)):
+        run = cal.replay(make_engine(Slowed()), workload, seed=4, reference=reference)
+        rows = {row.metric: row.error for row in cal.compare(run, workload, TRUTH, CONFIG, seed=4)}
+        assert rows["ttft"] < error + 1e-6
+        if reference is not None:
+            assert max(map(abs, rows.values())) < 1e-6
+        else:
+            assert max(rows.values()) < -0.2
+
+
+def test_a_replays_clock_can_stand_jump_and_change_its_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = MadeUpClock()
+    monkeypatch.setitem(cal.CLOCKS, "cpu", clock)
+    watch = cal.ReplayClock()
+    clock.now += 2
+    with watch.stopped():
+        clock.now += 100
+    clock.now += 1
+    assert watch.now() == 3
+    watch.set_pace(0.5)
+    clock.now += 4
+    assert watch.now() == 5
+    watch.jump_to(9)
+    watch.jump_to(6)  # gone by
+    clock.now += 2
+    assert watch.now() == 10
+
+
 def test_a_replay_leaves_the_engine_as_it_was(make_engine: MakeEngine) -> None:
     engine = make_engine()
     schedule = engine.scheduler.schedule
@@ -289,7 +342,7 @@ def test_the_error_is_that_of_unseen_workloads(make_engine: MakeEngine, case: Ca
         assert error[f"held_out_mean_{metric}"] == pytest.approx(sum(own) / len(own))
         assert error[f"held_out_worst_{metric}"] == max(own) == abs(result.worst(metric).error)
         assert max(own) < case.tolerance
-    assert result.cost.about == {"clock": "cpu", "machine": "made up"}
+    assert result.cost.about == {"clock": "cpu", "paced": False, "machine": "made up"}
     text = result.table()
     assert all(name in text for name in [*FEW_USERS, *UNSEEN])
     with pytest.raises(ValueError, match="'ttfb' is not among"):
@@ -402,6 +455,10 @@ def test_the_real_engine_can_be_replayed() -> None:
     assert len(run.itl) == 6
     assert sum(load.num_sampled for load, _ in run.steps) == 9
     assert all(seconds > 0 for _, seconds in run.steps)
+    reference = cal.Reference()
+    assert reference.baseline > 0
+    assert reference.pace() > 0
+    assert cal.replay(engine, workload, name="paced", reference=reference).itl
     about = cal.describe(engine)
     assert about["threads"] == 1
     assert json.loads(json.dumps(about)) == about

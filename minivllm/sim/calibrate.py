@@ -8,7 +8,7 @@ is due, as a server would, and every step's load and seconds are written down; i
 
 The seconds are those that this process spends on the CPU, with one thread unless told otherwise:
 on a machine that does other work too, waiting for a core is not the engine's. `--clock wall` counts
-it in.
+it in. And they are counted at the pace of a `Reference`, unless `--no-pace` is given.
 
 Needs torch (the engine); the fit itself, and reading what was saved, do not.
 """
@@ -20,6 +20,7 @@ import json
 import math
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,26 +55,74 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time
 
 
 class ReplayClock:
-    """Seconds since the start of a replay: it can jump over idle time, and stand still."""
+    """Seconds since the start of a replay: it can jump over idle time, stand still, and run at
+    another pace than the clock it reads."""
 
-    def __init__(self, clock: str = "cpu") -> None:
+    def __init__(self, clock: str = "cpu", pace: float = 1.0) -> None:
         check_choice("clock", clock, tuple(CLOCKS))
         self._clock = CLOCKS[clock]
-        self._origin = self._clock()
+        self._pace = pace
+        self._before = 0.0
+        self._mark = self._clock()
 
     def now(self) -> float:
-        return self._clock() - self._origin
+        return self._before + (self._clock() - self._mark) * self._pace
 
     def jump_to(self, seconds: float) -> None:
         """Nothing is to be done before then."""
-        self._origin -= max(seconds - self.now(), 0.0)
+        self._before += max(seconds - self.now(), 0.0)
+
+    def set_pace(self, pace: float) -> None:
+        """From here on, a second of the clock counts as so many."""
+        self._before, self._mark = self.now(), self._clock()
+        self._pace = pace
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """What happens inside takes no time."""
-        start = self._clock()
+        self._before = self.now()
         yield
-        self._origin += self._clock() - start
+        self._mark = self._clock()
+
+
+class Reference:
+    """How fast the machine is now, beside when this was made: a fixed computation, timed again.
+
+    On a shared machine even CPU seconds stretch, while neighbours use the memory or the other half
+    of a core. A replay asks every `EVERY` steps, and counts its seconds at that pace.
+
+    Half of it reads a large matrix for four rows, as a decode step does; half multiplies small
+    matrices, as a prompt does.
+    """
+
+    EVERY = 5
+    WINDOW = 7
+
+    def __init__(self, clock: str = "cpu") -> None:
+        import torch
+
+        self._clock = CLOCKS[clock]
+        self._large = torch.rand(49_152, 576), torch.rand(4, 576)
+        self._small = torch.rand(1_536, 576), torch.rand(64, 576)
+        self._latest: deque[float] = deque(maxlen=self.WINDOW)
+        for _ in range(3):
+            self._time()
+        self.baseline = percentile(sorted(self._time() for _ in range(25)), 50)
+        """Seconds that it takes at pace 1."""
+
+    def _time(self) -> float:
+        import torch.nn.functional as F
+
+        start = self._clock()
+        F.linear(self._large[1], self._large[0])
+        for _ in range(8):
+            F.linear(self._small[1], self._small[0])
+        return self._clock() - start
+
+    def pace(self) -> float:
+        """Below 1: slower than at the start, so that a second now counts less."""
+        self._latest.append(self._time())
+        return self.baseline / percentile(sorted(self._latest), 50)
 
 
 @dataclass
@@ -100,6 +149,7 @@ def replay(
     seed: int = 0,
     name: str = "run",
     clock: str = "cpu",
+    reference: Reference | None = None,
 ) -> MeasuredRun:
     """Play a workload to the engine, and write down what happened.
 
@@ -112,6 +162,7 @@ def replay(
         seed: of the workload, and of the tokens.
         name: of the run.
         clock: in `CLOCKS`. Arrivals are due by it too; while nobody asks it jumps.
+        reference: sets the clock's pace, if given.
 
     Raises:
         ValueError: if the engine holds unfinished requests, or a request does not fit.
@@ -137,7 +188,7 @@ def replay(
         return [int(rng.random() * vocab_size) for _ in range(count)]
 
     engine.scheduler.schedule = schedule_and_note  # type: ignore[method-assign]
-    watch = ReplayClock(clock)
+    watch = ReplayClock(clock, 1.0 if reference is None else reference.pace())
     mark = watch.now()
     try:
         while True:
@@ -160,6 +211,10 @@ def replay(
                 watch.jump_to(source.next_time())
                 mark = watch.now()
                 continue
+            if reference is not None and len(run.steps) % reference.EVERY == 0:
+                with watch.stopped():
+                    pace = reference.pace()
+                watch.set_pace(pace)
             outputs = engine.step()
             end = watch.now()
             if plans:
@@ -559,6 +614,7 @@ def measure(
     held_out: dict[str, Workload],
     *,
     clock: str = "cpu",
+    reference: Reference | None = None,
 ) -> tuple[Runs, Runs]:
     """Replay both sets, one workload of each in turn, so that a machine that slows down slows both.
     Seeds are the set's: `SEEDS`."""
@@ -568,7 +624,9 @@ def measure(
         for pair, runs, seed in zip(pairs, (seen, unseen), SEEDS, strict=True):
             if pair is not None:
                 name, workload = pair
-                runs[name] = replay(engine, workload, seed=seed, name=name, clock=clock)
+                runs[name] = replay(
+                    engine, workload, seed=seed, name=name, clock=clock, reference=reference
+                )
     return seen, unseen
 
 
@@ -607,14 +665,15 @@ def calibrate(
     held_out: dict[str, Workload] | None = None,
     title: str = "fitted",
     clock: str = "cpu",
+    reference: Reference | None = None,
 ) -> Calibration:
     """Measure, fit, and judge: see the module's text."""
     training = TRAINING if training is None else training
     held_out = HELD_OUT if held_out is None else held_out
-    seen, unseen = measure(engine, training, held_out, clock=clock)
+    seen, unseen = measure(engine, training, held_out, clock=clock, reference=reference)
     return judge(
         seen, unseen, training, held_out, engine.scheduler.config,
-        title=title, about={"clock": clock, **describe(engine)},
+        title=title, about={"clock": clock, "paced": reference is not None, **describe(engine)},
     )  # fmt: skip
 
 
@@ -686,9 +745,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the calibration here, as JSON")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads that torch may use")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="cpu", help="what a second is")
+    parser.add_argument(
+        "--no-pace", action="store_false", dest="pace",
+        help="take seconds as they are, on a machine that does nothing else",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     engine = make_engine(num_threads=options.threads)
-    result = calibrate(engine, title="smollm2-135m on a CPU, fitted", clock=options.clock)
+    result = calibrate(
+        engine,
+        title="smollm2-135m on a CPU, fitted",
+        clock=options.clock,
+        reference=Reference(options.clock) if options.pace else None,
+    )
     print(result.table())
     print("\n" + "\n".join(f"{key:<28}{value:>12.4f}" for key, value in result.cost.error.items()))
     if options.out:
