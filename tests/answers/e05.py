@@ -65,7 +65,9 @@ RIGHT = {
     "05a": {
         "as it stands": two_yield(),
         "keys in another order": "two_yield = " + repr(dict(reversed(TWO_YIELD.items()))),
-        "tuples": two_yield(victims=("r2", "r1"), waiting=("r1", "r2", "r3")),
+        "tuples, and zeros spelt out": two_yield(
+            victims=("r2", "r1"), waiting=("r1", "r2", "r3"), tokens={"r0": 8, "r1": 0, "r2": 0}
+        ),
     },
     "05b": {"as it stands": itself()},
     "05c": {

@@ -59,7 +59,7 @@ def read_workload(value: object, what: str, *others: str) -> Scenario:
         raise Failed(f"{what} has a knob that cannot be: {error}.") from None
     requests = scenario.requests
     if not requests:
-        raise Failed(f"{what} has no request: nothing would happen.")
+        raise Failed(f"{what} is not answered yet: it has no request, so nothing would happen.")
     problems = (
         (len(requests), MAX_REQUESTS, "requests"),
         (sum(r.num_prompt_tokens + r.max_tokens for r in requests), MAX_TOKENS, "tokens in all"),
