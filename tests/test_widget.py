@@ -510,6 +510,10 @@ def test_jupyterlab_gives_a_real_engine_prompts(lab: tuple[str, Path], lab_page:
                 "(step) => document.querySelector('.mv-stepper').dataset.step === String(step)",
                 arg=step,
             )
+            deadline = time.monotonic() + 10
+            while kernel.value("stepper.step") != step:  # the view tells the kernel, in its time
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             dom = {**page.evaluate(READ_DOM), "slider": step}
             agrees(dom, kernel.value("stepper.snapshot"), kernel.value("stepper.sentences"))
         said = page.locator("li[data-text='first']").inner_text()

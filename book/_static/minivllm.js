@@ -53,11 +53,11 @@
   });
 
   /* Plotly fits a table's labels to its cells, down to what nobody can read; 10 px is the least.
-     In many columns there is no room for the "+" of a shared block: a touch still tells. */
+     In many columns there is no room for the "+" of a shared block: its label is underlined. */
   const readable = (trace) => {
     if (trace.type !== "heatmap" || !trace.texttemplate) return trace;
     const isTight = trace.text?.[0]?.length > 12;
-    const word = (label) => (isTight && label.length > 2 ? label.replace(/\+$/, "") : label);
+    const word = (label) => (isTight ? label.replace(/^(.*)\+$/, "<u>$1</u>") : label);
     const text = trace.text?.map((row) => row.map(word));
     return { ...trace, text, textfont: { ...trace.textfont, size: 10 } };
   };
