@@ -173,10 +173,11 @@ def test_littles_law_draws_both_sides() -> None:
 
 def test_the_error_shown_is_that_of_the_rows() -> None:
     figure = simulator.predicted_measured(CALIBRATION)
-    held_out = trace(figure, "TTFT, held out")
-    assert list(held_out.x) == [1.0, 2.0]
-    assert list(held_out.y) == pytest.approx([0.10, -0.25])
-    assert [name for name, _ in held_out.customdata] == ["calm", "busy"]
+    above, below = (t for t in figure.data if t.name == "TTFT, held out")
+    assert list(above.x) == list(below.x) == [1.0, 2.0]
+    assert list(above.y) == [1.10, 1.5]
+    assert list(below.y) == pytest.approx([0.10, -0.25])
+    assert [name for name, *_ in below.customdata] == ["calm", "busy"]
     assert "-25% of TTFT (busy)" in figure.layout.meta["alt"]
 
 

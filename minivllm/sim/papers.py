@@ -441,8 +441,8 @@ def check_chunking(prompt_lens: Sequence[int] = (2048, 4096, 8192, 16384)) -> li
             f"{worst[2048]:+.1%}", worst[2048] < 0.03,
         ),
         Check(
-            SARATHI, "§4.2, figure 9", "a whole prompt in a step of decodes makes it up to so much "
-            "longer", "28.3 times", f"{min(whole):.0f} to {max(whole):.0f} times",
+            SARATHI, "§4.2, figure 9", "how much a whole prompt lengthens a step of decodes, at "
+            "most", "28.3 times", f"{min(whole):.0f} to {max(whole):.0f} times",
             min(whole) < 28.3 < max(whole),
         ),
         Check(
@@ -580,7 +580,7 @@ def check_orca() -> list[Check]:
             "requests at the same latency", "", f"{gain:.0f} times", gain >= 10,
         ),
         Check(
-            ORCA, "§6.2", "and at twice the latency of a request alone this much",
+            ORCA, "§6.2", "the gain at twice the latency of a request alone",
             f"{ORCA_GAIN} times", f"{gain:.0f} times", within(gain, ORCA_GAIN),
             "both of ours run the same perfect kernels; FasterTransformer's engine was up to 47 % "
             "slower at this size (§6.1) and filled its pipeline with microbatches",

@@ -345,30 +345,38 @@ def littles_law(laws: Mapping[str, LittlesLaw]) -> go.Figure:
 
 
 def predicted_measured(calibration: Calibration) -> go.Figure:
-    """A calibration's means of TTFT and ITL: measured on the x axis, the error of the prediction on
-    the y axis, with the band that this project allows itself. Filled: held out of the fit.
+    """A calibration's means of TTFT and ITL: above, predicted against measured; below, by how much
+    the prediction is off, with the band that this project allows itself. Filled: held out of the
+    fit.
     """
     from minivllm.sim.calibrate import JUDGED, TARGET
 
+    every = [row for row in (*calibration.training, *calibration.held_out) if row.metric in JUDGED]
+    low = 0.7 * min(min(row.measured, row.predicted) for row in every)
+    high = 1.4 * max(max(row.measured, row.predicted) for row in every)
     figure = go.Figure()
-    every = [*calibration.training, *calibration.held_out]
-    ends = [row.measured for row in every if row.metric in JUDGED]
-    low, high = 0.7 * min(ends), 1.4 * max(ends)
-    for edge in (-TARGET, TARGET):
+
+    def line(y: list[float], name: str, axis: str, color: str, *, legend: bool) -> None:
         figure.add_scatter(
-            x=[low, high], y=[edge, edge], mode="lines", hoverinfo="skip", showlegend=edge > 0,
-            line={"color": COLORS.budget, "dash": "dash", "width": 1.5}, name=f"{TARGET:.0%}",
+            x=[low, high], y=y, mode="lines", name=name, yaxis=axis, hoverinfo="skip",
+            line={"color": color, "dash": "dash", "width": 1.5}, showlegend=legend,
         )  # fmt: skip
+
+    line([low, high], "predicted = measured", "y2", COLORS.muted, legend=False)
+    line([TARGET, TARGET], f"{TARGET:.0%} off", "y", COLORS.budget, legend=True)
+    line([-TARGET, -TARGET], f"{TARGET:.0%} off", "y", COLORS.budget, legend=False)
 
     def add(rows: Sequence[Validation], metric: str, name: str, color: str, symbol: str) -> None:
         some = [row for row in rows if row.metric == metric]
-        figure.add_scatter(
-            x=[row.measured for row in some], y=[row.error for row in some], mode="markers",
-            name=name, customdata=[(row.name, row.predicted) for row in some],
-            marker={"color": color, "symbol": symbol, "size": 10, "line": {"width": 2}},
-            hovertemplate=f"%{{customdata[0]}}, {name}: measured %{{x:.3g}} s, predicted "
-            "%{customdata[1]:.3g} s, %{y:+.1%}<extra></extra>",
-        )  # fmt: skip
+        for axis, ys in (("y2", [row.predicted for row in some]), ("y", [r.error for r in some])):
+            figure.add_scatter(
+                x=[row.measured for row in some], y=ys, mode="markers", name=name, yaxis=axis,
+                customdata=[(row.name, row.predicted, f"{row.error:+.1%}") for row in some],
+                marker={"color": color, "symbol": symbol, "size": 10, "line": {"width": 2}},
+                hovertemplate=f"%{{customdata[0]}}, {name}: measured %{{x:.3g}} s, predicted "
+                "%{customdata[1]:.3g} s, %{customdata[2]}<extra></extra>",
+                showlegend=axis == "y", legendgroup=name,
+            )  # fmt: skip
 
     for metric, color, symbol in (
         ("ttft", COLORS.prefill, "circle"), ("itl", COLORS.decode, "diamond"),
@@ -376,18 +384,23 @@ def predicted_measured(calibration: Calibration) -> go.Figure:
         add(calibration.held_out, metric, f"{METRICS[metric]}, held out", color, symbol)
         add(calibration.training, metric, f"{METRICS[metric]}, fitted", color, f"{symbol}-open")
     worst = {metric: calibration.worst(metric) for metric in JUDGED}
+    ticks = {"type": "log", "dtick": "D2", "range": [math.log10(low), math.log10(high)]}
     figure.update_layout(
-        title={"text": "How far the predicted means are off"},
-        xaxis={"title": {"text": "measured mean (s), logarithmic"}, "type": "log"},
-        yaxis={"title": {"text": "predicted / measured - 1"}, "tickformat": "+.0%"},
+        title={"text": "Predicted means, and how far they are off"},
+        xaxis={"title": {"text": "measured mean (s), logarithmic"}, **ticks},
+        yaxis={
+            "title": {"text": "error"}, "tickformat": "+.0%", "domain": [0, 0.36], "zeroline": True,
+        },
+        yaxis2={"title": {"text": "predicted mean (s)"}, "domain": [0.44, 1], **ticks},
+        height=560,
         meta={
-            "alt": "Error of predicted mean TTFT and ITL against the measured means. Held out, the "
-            "worst are "
+            "alt": "Predicted against measured mean TTFT and ITL, all close to the diagonal, and "
+            "below it the errors. Held out, the worst are "
             + " and ".join(
                 f"{row.error:+.0%} of {METRICS[metric]} ({row.name})"
                 for metric, row in worst.items()
             )
             + "."
         },
-    )
+    )  # fmt: skip
     return figure
