@@ -55,7 +55,7 @@ def test_a_run_tells_stuck_endless_and_raised_apart():
     [
         (None, "not answered yet"),
         (3, "should be a dict"),
-        ({"config": {}, "requests": []}, "num_gpu_blocks"),
+        ({"config": {"block_size": 4}, "requests": [{}]}, "num_gpu_blocks"),
         ({"config": {"num_gpu_blocks": 4}, "requests": []}, "no request"),
         ({"config": {"num_gpu_blocks": 4}, "requests": [], "more": 1}, "not known"),
         ({"config": {"num_gpu_blocks": 4, "blocks": 1}, "requests": [{}]}, "unknown key"),
