@@ -255,7 +255,9 @@ class NotebookRun:
                 if not self.running:
                     return "left a kernel that no longer answers."
                 return f"did not finish within {patience:g} s: is there a loop without end?"
-            if self.pid and _has_ended(self.pid) and self.running:
+            if self.pid and self.running and _has_ended(self.pid):
+                self._read_log()  # it may have ended well since the last look
+            if self.pid and self.running and _has_ended(self.pid):
                 part = self.running.partition("-")[2]
                 what = self.refused.get(part)
                 return what.removeprefix("The answer cell ") if what else "ended its own process."
