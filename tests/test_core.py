@@ -353,6 +353,14 @@ def test_equals_do_not_preempt_each_other_for_ever():
         run(two_equals_that_take_turns("priority_as_upstream"), limit=500)
 
 
+def test_a_prompt_beyond_max_model_len_is_never_given_a_negative_chunk():
+    """Only without admission control can it get in: it stands still at the limit."""
+    scheduler = make(max_model_len=24, max_num_batched_tokens=30, admission_control=False)
+    scheduler.add_request(request("long", 60))
+    given = [step(scheduler).num_scheduled_tokens for _ in range(3)]
+    assert given == [{"long": 30}, {}, {}]
+
+
 # --- prefix caching -----------------------------------------------------------------------
 
 

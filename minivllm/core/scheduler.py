@@ -246,7 +246,7 @@ class Scheduler:
                 num_new_tokens = token_budget
             if last_position - request.num_computed_tokens < num_new_tokens:
                 num_new_tokens = last_position - request.num_computed_tokens
-            if num_new_tokens == 0:
+            if num_new_tokens <= 0:
                 req_index += 1
                 continue
 
