@@ -52,6 +52,8 @@ def prepare_kernels(app: Sphinx, config: Config) -> None:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a kernel forks; spare its warning
+    # Threads that fight over busy cores make a chapter slower, and its milliseconds worthless.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # a page cannot show progress, only its debris
     drop_stale_outputs(Path(config.nb_execution_cache_path or app.outdir.parent / ".jupyter_cache"))
 

@@ -59,12 +59,15 @@ class Verdict:
             return f"{self.part} passed: {self.points} of {self.out_of} points."
         lines = [f"{self.part} not yet: 0 of {self.out_of} points.", "", self.says]
         if self.workload is not None:
-            workload = self.workload
-            shown = workload if isinstance(workload, str) else json.dumps(workload, default=str)
-            lines += ["", f"Smallest failing workload: {shown[:2000]}"]
+            lines += ["", f"Smallest failing workload: {workload_text(self.workload)}"]
         if self.chapter:
             lines += ["", f"Read: book/{self.chapter}.md"]
         return "\n".join(lines)
+
+
+def workload_text(workload: Any) -> str:
+    """A workload as Python writes it, so that it can be pasted into a cell."""
+    return (workload if isinstance(workload, str) else repr(workload))[:2000]
 
 
 @cache

@@ -111,8 +111,7 @@ def says(part: PartResult) -> str:
     """The words for a part that was not passed."""
     lines = [part.says]
     if part.workload is not None:
-        workload = part.workload if isinstance(part.workload, str) else json.dumps(part.workload)
-        lines.append(f"Smallest failing workload: {workload[:2000]}")
+        lines.append(f"Smallest failing workload: {workload_text(part.workload)}")
     if part.chapter:
         lines.append(f"Read: book/{part.chapter}.md")
     return "\n".join(lines)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
+from bisect import insort
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +123,23 @@ RULES: tuple[tuple[Callable[[list[Row]], str], str], ...] = (
 """What a wrong function may follow instead, and what to say to it."""
 
 
+def call(student: Student, driver: str, **payload: Any) -> Any:
+    """Run a driver; whoever asks the core for PRIORITY is told that it has none."""
+    try:
+        return student.call(f"{DRIVER}:{driver}", **payload)
+    except Failed as failed:
+        taken = ("PriorityRequestQueue", "priority_as_upstream", "priority_key", "core.victim")
+        if re.search("ImportError|AttributeError", failed.says) and any(
+            name in failed.says for name in taken
+        ):
+            raise Failed(f"{failed.says} The judge's core has no PRIORITY: write it.") from None
+        raise
+
+
 def check_victim(student: Student) -> None:
     """Part a: the function `select_victim` on lists of running requests."""
     cases = running_lists("07a", 120)
-    picked = student.call(f"{DRIVER}:victims", cases=cases)
+    picked = call(student, "victims", cases=cases)
     for rows, told in zip(cases, picked):
         if told.get("changed"):
             raise Failed(
@@ -209,6 +224,23 @@ class _Fronted(PriorityRequestQueue):
 
     def __len__(self) -> int:
         return len(self._front) + super().__len__()
+
+
+class _FrontUntilTheNext(FCFSRequestQueue):
+    """Newcomers in PRIORITY's order; a preempted request in front, perhaps until the next comes."""
+
+    def __init__(self, sort_again: bool) -> None:
+        super().__init__()
+        self._sort_again = sort_again
+
+    def add_request(self, request: Request) -> None:
+        queue = list(self._queue)
+        if self._sort_again:
+            queue = sorted([*queue, request], key=_key)
+        else:
+            insort(queue, request, key=_key)
+        self._queue.clear()
+        self._queue.extend(queue)
 
 
 class _Keyed(FCFSRequestQueue):
@@ -303,6 +335,15 @@ MISTAKES: tuple[tuple[Callable[[SchedulerConfig], Scheduler], str], ...] = (
         "A preempted request goes in front of everybody in WAITING. FCFS does that; under PRIORITY "
         "its key decides where it stands, like anybody's.",
     ),
+    *(
+        (
+            variant(partial(_FrontUntilTheNext, sort_again)),
+            "WAITING is right for those who are new, and wrong after a preemption: "
+            "`prepend_request` puts the victim in front, as under FCFS. Under PRIORITY its key "
+            "decides where it stands, like anybody's.",
+        )
+        for sort_again in (True, False)
+    ),
     (
         variant(
             lambda: _Keyed(lambda r: (-r.priority, _arrival(r))),
@@ -344,6 +385,7 @@ MISTAKES: tuple[tuple[Callable[[SchedulerConfig], Scheduler], str], ...] = (
 )
 """Schedulers with one mistake, and what to say to whoever decides like one of them."""
 
+REPLAY = "(To replay it, put it into the cell below your answer: `workload = {...}`.)"
 Fields = ("scheduled", "preempted", "running", "waiting", "finished")
 WORDS = {
     "scheduled": "who is scheduled with how many tokens",
@@ -409,7 +451,7 @@ def check_scheduler(student: Student) -> None:
     workloads = hidden_workloads()
     traces = recorded()
     both = workloads + [as_workload(trace) for trace in traces]
-    results = student.call(f"{DRIVER}:decide", workloads=both)
+    results = call(student, "decide", workloads=both)
     for result in results:
         if result["problem"]:
             raise Failed(f"`PriorityScheduler` must build a scheduler: {result['problem']}.")
@@ -424,11 +466,14 @@ def check_scheduler(student: Student) -> None:
             if step < len(result["steps"])
             else f"it comes to no end: the run is {result['outcome']}"
         )
-        yours = result["steps"][step][name] if step < len(result["steps"]) else None
+        yours, theirs = (
+            json.dumps(steps[step][name]) if step < len(steps) else "no such step"
+            for steps in (result["steps"], expected)
+        )
         raise Failed(
             f"Your scheduler decides otherwise than PRIORITY on a workload of "
-            f"{len(workload['requests'])} requests: {where}. Yours: {json.dumps(yours)}. "
-            f"{_which_mistake(workloads, results)}",
+            f"{len(workload['requests'])} requests: {where}.\nYours: {yours}\nPRIORITY: {theirs}\n"
+            f"{_which_mistake(workloads, results)} {REPLAY}",
             workload=short(workload),
         )
     for trace, result in zip(traces, results[len(workloads) :]):
@@ -462,17 +507,12 @@ def _which_mistake(workloads: Sequence[dict[str, Any]], results: Sequence[Any]) 
 
 
 def short(workload: dict[str, Any]) -> dict[str, Any]:
-    """A workload as a message shows it: prompts by their length."""
+    """A workload as a message shows it."""
     keep = (
-        "policy", "num_gpu_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs",
-        "long_prefill_token_threshold", "enable_prefix_caching",
+        "policy", "num_gpu_blocks", "block_size", "max_model_len", "max_num_batched_tokens",
+        "max_num_seqs", "long_prefill_token_threshold", "enable_prefix_caching",
     )  # fmt: skip
-    rows = []
-    for row in workload["requests"]:
-        row = dict(row)
-        row["num_prompt_tokens"] = len(row.pop("prompt_token_ids"))
-        rows.append(row)
-    return {"config": {key: workload["config"][key] for key in keep}, "requests": rows}
+    return loop.brief(workload, keep)
 
 
 # --- c: a test that can fail ----------------------------------------------------------------------

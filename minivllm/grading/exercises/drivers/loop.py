@@ -5,7 +5,7 @@ The child runs the student's scheduler with it, the judge the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minivllm.core import (
@@ -35,8 +35,7 @@ def run(
     execute: Sampler | None = None,
     observe: Callable[[Scheduler, SchedulerOutput, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """One workload: `config` (knobs), `requests` (id, prompt_token_ids, max_tokens and perhaps
-    arrival_step, arrival_time, priority, eos_token_id), perhaps `aborts` ([step, id]).
+    """One workload: `config` (knobs), `requests` (see `full_row`), perhaps `aborts` ([step, id]).
 
     Args:
         make: the scheduler's class, or a function that builds one.
@@ -51,7 +50,7 @@ def run(
     scheduler = make(SchedulerConfig(**workload["config"]))
     if not isinstance(scheduler, Scheduler):
         return {"problem": f"called with a config it returns {scheduler!r:.80}, not a Scheduler"}
-    rows = workload["requests"]
+    rows = [full_row(row, index) for index, row in enumerate(workload["requests"])]
     index_of = {row["id"]: index for index, row in enumerate(rows)}
     arrivals = sorted(rows, key=lambda row: row.get("arrival_step", 0))
     aborts: dict[int, list[str]] = {}
@@ -115,6 +114,46 @@ def run(
         "free_blocks_at_end": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         "num_recomputed_tokens": scheduler.stats.num_recomputed_tokens,
     }
+
+
+def full_row(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """A request of a workload with its id and its prompt spelled out.
+
+    Args:
+        row: `id` (or `request_id`), `prompt_token_ids` (or `num_prompt_tokens`: as many tokens that
+            no other prompt has), `max_tokens`, and perhaps `arrival_step`, `arrival_time`,
+            `priority`, `eos_token_id`.
+        index: its place in the workload.
+    """
+    row = dict(row)
+    if "request_id" in row:
+        row["id"] = row.pop("request_id")
+    if "num_prompt_tokens" in row:
+        count = row.pop("num_prompt_tokens")
+        row.setdefault("prompt_token_ids", [1000 * (index + 1) + i for i in range(count)])
+    return row
+
+
+def brief(workload: Mapping[str, Any], config: Sequence[str] = ()) -> dict[str, Any]:
+    """A workload as a message shows it; `run` takes it as it is.
+
+    Prompts are given by their length where their tokens make no difference.
+
+    Args:
+        config: the knobs to show; all of them if empty.
+    """
+    knobs = workload["config"]
+    rows = []
+    for row in workload["requests"]:
+        row = {key: value for key, value in row.items() if value is not None or key == "max_tokens"}
+        if not knobs.get("enable_prefix_caching", True):
+            row["num_prompt_tokens"] = len(row.pop("prompt_token_ids"))
+        rows.append(row)
+    shown = {key: knobs[key] for key in config or knobs if key in knobs}
+    found: dict[str, Any] = {"config": shown, "requests": rows}
+    if workload.get("aborts"):
+        found["aborts"] = workload["aborts"]
+    return found
 
 
 def make_request(row: dict[str, Any]) -> Request:
