@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import minivllm
 from minivllm.grading.guard import defences
-from minivllm.grading.judge import exercises
+from minivllm.grading.judge import exercises, workload_text
 from minivllm.grading.notebook import clean
 from minivllm.grading.runner import (
     UNTOUCHED,

@@ -270,6 +270,23 @@ WRONG = {
             ),
             "in front of everybody",
         ),
+        "sorted, and the preempted in front": (
+            SORTED.replace("    prepend_request = add_request\n", ""),
+            "PRIORITY: .*right for those who are new, and wrong after a preemption",
+        ),
+        "sorted again for each newcomer": (
+            SORTED.replace("    prepend_request = add_request\n", "").replace(
+                """        for index, other in enumerate(self._queue):
+            if urgency(request) < urgency(other):
+                self._queue.insert(index, request)
+                return
+        self._queue.append(request)
+""",
+                "        self._queue = type(self._queue)(\n"
+                "            sorted([*self._queue, request], key=urgency)\n        )\n",
+            ),
+            "wrong after a preemption",
+        ),
         "high numbers first": (
             heap(
                 key="(-request.priority, request.arrival_time)",
@@ -290,7 +307,7 @@ WRONG = {
         "imports the core's own queue": (
             "from minivllm.core import PriorityRequestQueue, Scheduler\n\n\n"
             "class PriorityScheduler(Scheduler):\n    pass\n",
-            "ImportError",
+            "ImportError.*has no PRIORITY: write it",
         ),
         "preempts for one that waits": (
             heap()

@@ -287,16 +287,8 @@ def check_recomputed(
 
 
 def short(workload: Mapping[str, Any]) -> dict[str, Any]:
-    """A workload as a message shows it: prompts by their length."""
-    rows = []
-    for row in workload["requests"]:
-        row = {key: value for key, value in row.items() if key != "priority" or value}
-        row["num_prompt_tokens"] = len(row.pop("prompt_token_ids"))
-        rows.append(row)
-    shows: dict[str, Any] = {"config": workload["config"], "requests": rows}
-    if workload.get("aborts"):
-        shows["aborts"] = workload["aborts"]
-    return shows
+    """A workload as a message shows it."""
+    return loop.brief(workload)
 
 
 # --- b: what it costs -----------------------------------------------------------------------------

@@ -332,13 +332,8 @@ def _which_rule(hidden: list[dict[str, Any]], results: list[dict[str, Any]]) -> 
 
 
 def short(workload: Mapping[str, Any]) -> dict[str, Any]:
-    """A workload as a message shows it: prompts by their length."""
-    rows = []
-    for row in workload["requests"]:
-        row = dict(row)
-        row["num_prompt_tokens"] = len(row.pop("prompt_token_ids"))
-        rows.append(row)
-    return {"config": workload["config"], "requests": rows}
+    """A workload as a message shows it."""
+    return loop.brief(workload)
 
 
 # --- c: what vLLM does ----------------------------------------------------------------------------
