@@ -127,8 +127,8 @@ def test_hidden_clamps_are_bound_by_each_cap_alone():
 
 
 def test_hidden_loops_hold_every_kind_of_victim():
-    cases = e05_preemption_loop.hidden_loops(60)
-    several = itself = several_askers = 0
+    cases = e05_preemption_loop.hidden_loops(90)
+    several = itself = several_askers = small_victims = behind_do_not_suffice = 0
     for case in cases:
         ids = [row["id"] for row in case["running"]]
         after = case["after"]
@@ -137,10 +137,19 @@ def test_hidden_loops_hold_every_kind_of_victim():
         several += len(after["preempted"]) > 1
         victims = [row for row in case["running"] if row["id"] in after["preempted"]]
         itself += bool(victims) and victims[0]["blocks_needed"] > 0
+        # Whose blocks all are free at the end, they went to nobody: it yielded to itself.
+        behind_do_not_suffice += (
+            len(victims) > 1
+            and victims[0]["blocks_needed"] > 0
+            and after["num_free_blocks"] >= victims[0]["blocks_held"]
+        )
+        small_victims += len(victims) > 2 and victims[-1]["blocks_held"] == 1
         several_askers += sum(row["blocks_needed"] > 0 for row in case["running"]) > 1
     assert several >= 10
     assert itself >= 5
     assert several_askers >= 10
+    assert small_victims >= 10
+    assert behind_do_not_suffice >= 10
 
 
 def test_hidden_runs_of_the_collector_tell_its_mistakes_apart():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 TWO_YIELD = {
     "victims": ["r2", "r1"],
-    "freed_blocks": {"r1": 3, "r2": 2},
+    "freed_blocks": {"r1": 3, "r2": 1},
     "tokens": {"r0": 8},
     "running": ["r0"],
     "waiting": ["r1", "r2", "r3"],
-    "free_blocks": 3,
+    "free_blocks": 2,
     "status": {"r1": "PREEMPTED", "r2": "PREEMPTED"},
-    "num_tokens": {"r1": 13, "r2": 7},
+    "num_tokens": {"r1": 13, "r2": 4},
     "num_computed_tokens": {"r1": 0, "r2": 0},
     "num_preemptions": {"r1": 1, "r2": 1},
     "readmitted_at": {"r1": 7, "r2": 7},
-    "tokens_then": {"r1": 8, "r2": 7},
+    "tokens_then": {"r1": 8, "r2": 4},
 }
 ITSELF = {
     "victims": ["r2"],
@@ -45,6 +45,29 @@ def loop(body: str) -> str:
     return f"def preemption_loop(running, num_free_blocks):\n{lines}\n"
 
 
+def at_most(victims: int) -> str:
+    return loop(f"""
+running, s, p = list(running), [], []
+i = 0
+while i < len(running):
+    r = running[i]
+    for _ in range({victims}):
+        if r["blocks_needed"] <= num_free_blocks:
+            break
+        v = running.pop()
+        p.append(v["id"])
+        num_free_blocks += v["blocks_held"]
+        if v is r:
+            break
+    if r["id"] in p:
+        break
+    num_free_blocks -= r["blocks_needed"]
+    s.append(r["id"])
+    i += 1
+return {{"scheduled": s, "preempted": p, "num_free_blocks": num_free_blocks}}
+""")
+
+
 FORGETS = {"A": "count", "B": "front", "C": "free", "D": "status", "E": "tell", "F": "computed"}
 CRAMPED = [("r0", 0, 12, 7), ("r1", 0, 7, 6), ("r2", 1, 6, 6), ("r3", 2, 5, 2)]
 
@@ -64,6 +87,7 @@ def faults(
 RIGHT = {
     "05a": {
         "as it stands": two_yield(),
+        "the status in small letters": two_yield(status={"r1": "preempted", "r2": "Preempted"}),
         "keys in another order": "two_yield = " + repr(dict(reversed(TWO_YIELD.items()))),
         "tuples, and zeros spelt out": two_yield(
             victims=("r2", "r1"), waiting=("r1", "r2", "r3"), tokens={"r0": 8, "r1": 0, "r2": 0}
@@ -149,23 +173,31 @@ WRONG = {
         "the victims' order": (two_yield(victims=["r1", "r2"]), "order in which they yield"),
         "victims queue up at the end": (two_yield(waiting=["r3", "r2", "r1"]), "to the front"),
         "the queue's order": (two_yield(waiting=["r2", "r1", "r3"]), "stands first"),
-        "the freed blocks stay free": (two_yield(free_blocks=5), "is used"),
+        "the freed blocks stay free": (two_yield(free_blocks=4), "is used"),
         "waiting again": (
             two_yield(status={"r1": "WAITING", "r2": "WAITING"}),
             "by its status",
         ),
-        "the output is lost": (two_yield(num_tokens={"r1": 11, "r2": 4}), "it loses keys"),
+        "the output is lost": (two_yield(num_tokens={"r1": 11, "r2": 3}), "it loses keys"),
         "the computed tokens stay": (
-            two_yield(num_computed_tokens={"r1": 12, "r2": 6}),
+            two_yield(num_computed_tokens={"r1": 12, "r2": 3}),
             "blocks are gone",
         ),
         "back in the next step": (two_yield(readmitted_at={"r1": 4, "r2": 4}), "step right after"),
+        "back in the step that frees the blocks": (
+            two_yield(readmitted_at={"r1": 6, "r2": 6}),
+            "one step too early.*in the next one",
+        ),
+        "one of them back too early": (
+            two_yield(readmitted_at={"r1": 7, "r2": 6}),
+            "one step too early",
+        ),
         "no threshold at re-admission": (
-            two_yield(tokens_then={"r1": 13, "r2": 7}),
+            two_yield(tokens_then={"r1": 13, "r2": 4}),
             "caps a re-admitted",
         ),
         "the prompt alone is computed again": (
-            two_yield(tokens_then={"r1": 11, "r2": 4}),
+            two_yield(tokens_then={"r1": 11, "r2": 3}),
             r"prompt \*\*and\*\*",
         ),
         "a newcomer in the same step": (two_yield(tokens={"r0": 8, "r3": 7}), "admits nobody"),
@@ -173,7 +205,7 @@ WRONG = {
             "two_yield = " + repr({k: v for k, v in TWO_YIELD.items() if k != "status"}),
             "missing",
         ),
-        "a list where a dict is wanted": (two_yield(freed_blocks=[2, 3]), "should be a dict"),
+        "a list where a dict is wanted": (two_yield(freed_blocks=[1, 3]), "should be a dict"),
     },
     "05b": {
         "nobody yields": (itself(victims=[]), "at the end of RUNNING itself"),
@@ -250,6 +282,18 @@ while i < len(running):
 """),
             "does not give up|Too few",
         ),
+        "no loop: one victim, then served whatever is free": (
+            at_most(1),
+            "Too few",
+        ),
+        "two victims at most, then served whatever is free": (
+            at_most(2),
+            "Too few",
+        ),
+        "three victims at most, then served whatever is free": (
+            at_most(3),
+            "Too few",
+        ),
         "never its own victim": (
             loop(f"""
 running, s, p = list(running), [], []
@@ -325,10 +369,17 @@ while i < len(running):
         "the stub": ("faults = {}", "not answered yet"),
         "plenty of blocks": (faults(blocks=90), "Nobody is preempted"),
         "nobody else waits": (faults(CRAMPED[:3], blocks=8), "anybody else in WAITING"),
-        "count and tell swapped": (faults(A="tell", E="count"), "does not forget to tell"),
-        "status and computed swapped": (faults(D="computed", F="status"), "does not forget"),
-        "free taken for a second victim": (faults(C="leave"), "preempts a second one"),
-        "front taken for the lost text": (faults(B="text"), "drops them"),
+        "count and tell swapped": (
+            faults(A="tell", E="count"),
+            "not 'tell' that scheduler A forgets.*num_preemptions of r2",
+        ),
+        "status and computed swapped": (faults(D="computed", F="status"), "status of r2"),
+        "free taken for a second victim": (faults(C="leave"), "not 'leave' that scheduler C"),
+        "front taken for the lost text": (faults(B="text"), "not 'text' that scheduler B"),
+        "computed taken for the lost text": (
+            faults(F="text"),
+            "not 'text'.*num_computed_tokens of",
+        ),
         "the same twice": (faults(A="free"), "no two of them"),
         "an unknown word": (faults(A="nothing"), "one of"),
     },

@@ -38,7 +38,7 @@ CHAPTER = "06-preemption"
 
 TWO_YIELD = workload(
     {
-        "num_gpu_blocks": 11,
+        "num_gpu_blocks": 10,
         "block_size": 4,
         "max_num_batched_tokens": 32,
         "long_prefill_token_threshold": 8,
@@ -46,11 +46,11 @@ TWO_YIELD = workload(
     },
     ("r0", 0, 32, 4),
     ("r1", 0, 11, 5),
-    ("r2", 0, 4, 4),
+    ("r2", 2, 3, 4),
     ("r3", 2, 7, 3),
 )
 TWO_YIELD_STEP = 3
-"""Three run, no block is free, and the first needs two."""
+"""Three run, no block is free, and the first needs two: more than the last one holds."""
 
 ITSELF = workload(
     {
@@ -138,11 +138,15 @@ def _misreads(scenario: Scenario, number: int, truth: Trace, given: Trace) -> li
         "FCFS: whoever was admitted last yields. Look at the end of RUNNING, not at its front, and "
         "not at who asks."
     )
+    readmitted = [(given["readmitted_at"].get(id_), truth["readmitted_at"][id_]) for id_ in victims]
+    too_early = any(said == at - 1 for said, at in readmitted) and all(
+        said in (at, at - 1) for said, at in readmitted
+    )
     wrong_end = given["victims"][:1] not in ([], before.running[-1:])
     return [
         cell(
-            "The loop goes on until allocate_slots succeeds: count what the first victim gives "
-            "back, and what is asked for.",
+            "The loop goes on until allocate_slots succeeds: hold what the first victim gives back "
+            "against what is asked for.",
             "victims",
             victims[:1],
         ),
@@ -223,6 +227,12 @@ def _misreads(scenario: Scenario, number: int, truth: Trace, given: Trace) -> li
         cell("A step that preempted admits nobody.", "readmitted_at",
              dict.fromkeys(victims, number)),
         cell(
+            "That is one step too early for somebody. A request that finishes in a step gives its "
+            "blocks back at the end of it: they are there in the next one.",
+            "readmitted_at",
+            given["readmitted_at"] if too_early else None,
+        ),
+        cell(
             "It computes again what it knows: its prompt **and** the tokens that it had generated.",
             "tokens_then",
             prompts,
@@ -257,6 +267,10 @@ def check_trace(name: str, value: object, scenario: Scenario, number: int) -> No
                 f"{name}[{key!r}] ({KEYS[key]}) should be a dict with an entry for each request, "
                 f"got {shown(given[key])}."
             )
+    given["status"] = {
+        id_: word.strip().upper() if isinstance(word, str) else word
+        for id_, word in given["status"].items()
+    }
     for key in ("tokens", "freed_blocks"):  # to say that somebody gets 0 is no mistake
         given[key] = {id_: n for id_, n in given[key].items() if n != 0}
     judge_cells(
@@ -285,33 +299,48 @@ def check_itself(value: object) -> None:
 # --- c: the loop as a function --------------------------------------------------------------------
 
 
+def _hidden_scenario(index: int) -> Scenario:
+    """A seeded run in which blocks are short, of one of three kinds.
+
+    Decodes that ask for a block each; a long prompt in pieces at the front of RUNNING, which takes
+    several victims at a time; and one in the middle, with nobody but victims of a block each behind
+    it, so that two or three of them must yield, or all of them and it itself.
+    """
+    rng = random.Random(f"05c:{index}")
+    kind = ("decodes", "long first", "long and small")[index % 3]
+    pieces = kind != "decodes"
+    small = kind == "long and small"
+    rows = [
+        (
+            f"r{i}",
+            rng.randint(0, 1 if pieces else 4),
+            rng.randint(1, 3 if small else 6 if pieces else 12),
+            rng.randint(6, 12),
+        )
+        for i in range(rng.randint(2, 8 if small else 6))
+    ]
+    old = [(f"old{i}", 0, rng.randint(3, 12), 8) for i in range(rng.randint(0, 2) * small)]
+    blocks = rng.randint(11, 14) if pieces else rng.randint(7, 12)
+    return workload(
+        {
+            "num_gpu_blocks": blocks,
+            "block_size": 4,
+            "max_num_batched_tokens": 512,
+            "long_prefill_token_threshold": rng.choice([12, 16]) if pieces else 0,
+            "reserve_full_prompt": not small,
+            "enable_prefix_caching": False,
+        },
+        *old,
+        *([("long", 0, rng.randint(36, 42), 2)] if pieces else []),
+        *rows,
+    )
+
+
 def hidden_loops(count: int) -> list[dict[str, Any]]:
     """The RUNNING half of steps of seeded runs: what it had, and what it did."""
     cases = []
     for index in range(count):
-        rng = random.Random(f"05c:{index}")
-        # A long prompt that is cut, at the front of RUNNING, takes several victims at a time.
-        chunked = index % 2 == 1
-        rows = [
-            (
-                f"r{i}",
-                rng.randint(0, 1 if chunked else 4),
-                rng.randint(1, 6 if chunked else 12),
-                rng.randint(6, 12),
-            )
-            for i in range(rng.randint(2, 6))
-        ]
-        scenario = workload(
-            {
-                "num_gpu_blocks": rng.randint(11, 14) if chunked else rng.randint(7, 12),
-                "block_size": 4,
-                "max_num_batched_tokens": 512,
-                "long_prefill_token_threshold": rng.choice([12, 16]) if chunked else 0,
-                "enable_prefix_caching": False,
-            },
-            *([("long", 0, rng.randint(36, 42), 2)] if chunked else []),
-            *rows,
-        )
+        scenario = _hidden_scenario(index)
         config = scenario.scheduler_config()
         result = run(scenario, max_steps=120)
         for before, step in zip(result.steps, result.steps[1:]):
@@ -347,7 +376,7 @@ def hidden_loops(count: int) -> list[dict[str, Any]]:
 
 def check_loop(student: Student) -> None:
     """Part c: `preemption_loop`, on the RUNNING half of hidden steps."""
-    cases = hidden_loops(60)
+    cases = hidden_loops(90)
     answers = student.call(
         "minivllm.grading.exercises.drivers.d05:loops",
         cases=[{key: case[key] for key in ("running", "num_free_blocks")} for case in cases],
@@ -512,7 +541,7 @@ def check_faults(value: Any) -> None:
         if name != _FORGOTTEN[letter]:
             step, what = first_difference(real, run(scenario, FAULTY[letter])) or (0, "")
             raise Failed(
-                f"Scheduler {letter} does not forget {FORGETS[name]}. On your workload it differs "
+                f"It is not {name!r} that scheduler {letter} forgets. On your workload it differs "
                 f"from the real one in step {step} for the first time, in {what}: compare the two "
                 f"there.",
                 workload=plain(scenario, until_step=step),

@@ -136,7 +136,8 @@ class Step:
             "RUNNING": self.running,
             "WAITING": self.waiting,
             "the free blocks": self.free_blocks,
-            "the requests": self.requests,
+            "who has not finished": list(self.requests),
+            **{f"{name} of {id_}": row[name] for id_, row in self.requests.items() for name in row},
         }
 
 
@@ -291,7 +292,7 @@ def first_difference(a: Run, b: Run) -> tuple[int, str] | None:
     for one, other in zip(a.steps, b.steps):
         theirs = other.visible()
         for name, value in one.visible().items():
-            if value != theirs[name]:
+            if name not in theirs or value != theirs[name]:
                 return one.step, name
     if (a.outcome, len(a.steps)) != (b.outcome, len(b.steps)):
         return min(len(a.steps), len(b.steps)), "how the run goes on"
