@@ -112,8 +112,7 @@ class SwappingScheduler(Scheduler):
         return self.kv_cache_manager.swap_in(request)
 """
 
-# Copies the whole block table, also blocks of this step that hold nothing yet.
-WHOLE_TABLE = """
+SLOTS = """
 from minivllm.core import Scheduler
 
 
@@ -128,6 +127,7 @@ class SwappingScheduler(Scheduler):
         computed = request.num_computed_tokens
         before = request.max_num_computed_tokens
         super()._preempt_request(request, output)
+        {cut}
         if len(table) <= len(empty):
             for gpu, cpu in zip(table, empty):
                 self.slots[cpu] = request.request_id
@@ -209,7 +209,9 @@ RIGHT = {
     "09a": {
         "in the scheduler": swap(),
         "in a manager of its own": MANAGER,
-        "slots with owners, whole tables": WHOLE_TABLE,
+        "slots with owners": SLOTS.format(
+            cut="table = table[: -(-computed // self.config.block_size)]"
+        ),
     },
     "09b": {
         "asked of the model": costs(),
@@ -260,6 +262,31 @@ WRONG = {
             "go back to the pool|nobody has to lose",
         ),
         "the aborted keep their place in the pool": (swap(abort="pass"), "aborted"),
+        "whole tables": (SLOTS.format(cut="pass"), "holds? nothing yet"),
+        "whole tables, in the scheduler": (
+            swap(num_blocks="len(self.kv_cache_manager.get_block_ids(request.request_id))"),
+            "holds? nothing yet",
+        ),
+        "no counter": (
+            swap().replace("request.num_preemptions += 1", "pass"),
+            "num_preemptions. has grown by 0",
+        ),
+        "a victim that just fits is turned away": (
+            swap(no_room="num_blocks >= len(self.cpu_free)"),
+            "exactly fits was not let in",
+        ),
+        "tells nobody": (
+            swap().replace("output.preempted_req_ids.append(request.request_id)", "pass"),
+            "preempted_req_ids. has got .. more",
+        ),
+        "no status": (
+            swap().replace("request.status = RequestStatus.PREEMPTED", "pass"),
+            "its status is RUNNING",
+        ),
+        "behind those who wait": (
+            swap().replace("self.waiting.prepend_request", "self.waiting.add_request"),
+            "at the head of WAITING",
+        ),
         "pairs the wrong way round": (swap(out="list(zip(cpu, ids))"), "GPU block, CPU block"),
         "the blocks on the GPU are not freed": (
             swap(free="pass"),
@@ -294,6 +321,7 @@ WRONG = {
             costs(recompute="2 * cost.model.body_params * tokens / 989.5e12 / 0.6"),
             "arithmetic to spare",
         ),
+        "the whole step": (costs(recompute="cost.step_time(load)"), "with and without the victim"),
         "a step for each token": (
             costs(recompute="tokens * cost.step_time(others())"),
             "one step for each token",

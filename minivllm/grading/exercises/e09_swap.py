@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
-from minivllm.core import Scheduler
+from minivllm.core import RequestStatus, Scheduler
 from minivllm.grading.exercises.drivers import loop, toy
 from minivllm.grading.part import Failed, Part, Student, want_dict, want_int, want_number
 from minivllm.sim import StepLoad, roofline
@@ -54,6 +54,35 @@ def random_workload(rng: random.Random, num_requests: int, kind: str) -> dict[st
     }
 
 
+SERVED_ALREADY: dict[str, Any] = {
+    "config": {
+        "preemption_mode": "swap",
+        "num_cpu_blocks": 6,
+        "policy": "priority",
+        "block_size": 2,
+        "num_gpu_blocks": 7,
+        "max_model_len": 64,
+        "max_num_batched_tokens": 8,
+        "max_num_seqs": 8,
+        "enable_prefix_caching": False,
+    },
+    "requests": [
+        {
+            "id": f"r{index}",
+            "arrival_step": arrival,
+            "prompt_token_ids": [10 * index + i for i in range(prompt)],
+            "max_tokens": output,
+            "priority": priority,
+        }
+        for index, (arrival, prompt, output, priority) in enumerate(
+            [(0, 3, 12, 3), (1, 5, 12, 1), (2, 3, 12, 1), (3, 2, 9, 0), (4, 2, 12, 0)]
+        )
+    ],
+}
+"""A victim that was served in this very step has blocks in its table that hold nothing yet. Whoever
+copies them too runs out of pool, and recomputes twice as many tokens as need be."""
+
+
 def reference(workload: Mapping[str, Any]) -> Run:
     """What the real core does, with the swap that it has."""
     model = toy.ToyModel(workload["config"]["block_size"])
@@ -93,6 +122,7 @@ def hidden_workloads() -> list[tuple[str, dict[str, Any], Run]]:
         )
         if wanted and result["outcome"] == "finished" and len(result["steps"]) < 150:
             found.append((kind, workload, result))
+    found.append(("tight", SERVED_ALREADY, reference(SERVED_ALREADY)))
     return found
 
 
@@ -112,10 +142,15 @@ def check_swap(student: Student) -> None:
     """Part a: `SwappingScheduler` on hidden workloads, slot by slot."""
     hidden = hidden_workloads()
     results = student.call(f"{DRIVER}:serve", workloads=[workload for _, workload, _ in hidden])
+    any_copied = any(told["out"] for result in results for told in result["preemptions"])
     for (kind, workload, real), result in zip(hidden, results):
         shows = short(workload)
         if result["problem"]:
             raise Failed(f"`SwappingScheduler` must build a scheduler: {result['problem']}.")
+        check_preemptions(workload, result["preemptions"], shows)
+        if result.get("raised"):
+            student.call(f"{DRIVER}:serve_alone", workload=workload)
+            raise Failed("`SwappingScheduler` raises in one run of a workload and not in the next.")
         check_copies(workload, result, shows)
         if result["outcome"] != "finished":
             raise Failed(
@@ -125,12 +160,49 @@ def check_swap(student: Student) -> None:
                 workload=shows,
             )
         check_outputs(workload, result, real, shows)
-        check_recomputed(kind, workload, result, real, shows)
+        check_recomputed(kind, workload, result, real, shows, any_copied)
         if result["free_blocks_at_end"] != workload["config"]["num_gpu_blocks"]:
             raise Failed(
                 f"Everybody is done and {result['free_blocks_at_end']} of "
                 f"{workload['config']['num_gpu_blocks']} blocks on the GPU are free: some leaked.",
                 workload=shows,
+            )
+
+
+def check_preemptions(
+    workload: Mapping[str, Any], preemptions: Sequence[Mapping[str, Any]], shows: Any
+) -> None:
+    """Raise unless each preemption leaves the books as the core's does, the blocks apart."""
+
+    def differs(told: Mapping[str, Any], what: str) -> NoReturn:
+        raise Failed(
+            f"In step {told['step']}, after `_preempt_request` of {told['id']}, {what}",
+            workload=shows,
+        )
+
+    for told in preemptions:
+        id_, waiting = told["id"], told["waiting"]
+        if told["status"] != RequestStatus.PREEMPTED.name:
+            differs(told, f"its status is {told['status']}; the core leaves it PREEMPTED.")
+        if told["counted"] != 1:
+            differs(
+                told,
+                f"its `num_preemptions` has grown by {told['counted']}: each preemption counts 1.",
+            )
+        if told["named"] != [id_]:
+            differs(
+                told,
+                f"`output.preempted_req_ids` has got {told['named']} more: it should name the "
+                f"victim, once. The scheduler looks there to see that this step was short of "
+                f"blocks, and admits nobody then.",
+            )
+        if waiting.count(id_) != 1:
+            differs(told, f"it stands {waiting.count(id_)} times in WAITING.")
+        if workload["config"]["policy"] == "fcfs" and waiting[0] != id_:
+            differs(
+                told,
+                f"{waiting[0]} is at the head of WAITING. Under FCFS a victim goes back in front "
+                f"of those who came later: `add_request` puts it behind them.",
             )
 
 
@@ -255,17 +327,39 @@ def check_outputs(workload: Mapping[str, Any], result: Run, real: Run, shows: An
 
 
 def check_recomputed(
-    kind: str, workload: Mapping[str, Any], result: Run, real: Run, shows: Any
+    kind: str, workload: Mapping[str, Any], result: Run, real: Run, shows: Any, any_copied: bool
 ) -> None:
     """Nothing is computed twice that the CPU pool had room for."""
     ours, theirs = recomputed(result), recomputed(real)
     if ours <= theirs:
         return
-    if not any(step["out"] for step in result["steps"]):
+    turned_away = recomputed_with_room(workload, result)
+    if not any_copied:
         says = (
             "No block was copied to the CPU at all. `_preempt_request` decides what becomes of a "
             "victim: what it frees is lost, and num_computed_tokens says how much of a request "
             "counts as computed."
+        )
+    elif turned_away and turned_away[0]["table"] > turned_away[0]["free"]:
+        told = turned_away[0]
+        says = (
+            f"In step {told['step']} {told['id']} has {told['table']} blocks, and its "
+            f"{told['computed']} computed tokens fill {told['needed']} of them: the rest were given "
+            f"out in this very step and hold nothing yet. {told['free']} blocks of the pool are "
+            f"free."
+        )
+    elif turned_away and all(told["needed"] == told["free"] for told in turned_away):
+        told = turned_away[0]
+        says = (
+            f"A victim that exactly fits was not let in: in step {told['step']} {told['id']} needs "
+            f"{told['needed']} blocks of the pool, and {told['free']} are free."
+        )
+    elif copied_empty := copies_of_nothing(workload, result):
+        told = copied_empty
+        says = (
+            f"In step {told['step']} {told['out']} blocks of {told['id']} are copied, and its "
+            f"{told['computed']} computed tokens fill fewer. What holds nothing yet takes room in "
+            f"the pool from somebody who would need it."
         )
     elif kind == "aborts":
         says = (
@@ -275,14 +369,47 @@ def check_recomputed(
     elif kind == "tight":
         says = (
             "The pool is small here, but a victim that would have fitted into what was free of it "
-            "was recomputed. Does a block go back to the pool when its request is restored? And is "
-            "a victim that just fits let in?"
+            "was recomputed. Does a block go back to the pool when its request is restored?"
         )
     else:
         says = "The pool has room for everybody here: nobody has to lose a token."
     raise Failed(
         f"{ours} tokens are computed more than once, where {theirs} have to be. {says}",
         workload=shows,
+    )
+
+
+def recomputed_with_room(workload: Mapping[str, Any], result: Run) -> list[dict[str, Any]]:
+    """Preemptions that recompute though the pool, by the copies made so far, has the room.
+
+    Each with `needed` and `free`, in blocks.
+    """
+    config = workload["config"]
+    held: dict[str, int] = {}
+    found = []
+    for number, step in enumerate(result["steps"]):
+        for at, id_ in workload.get("aborts", ()):
+            if at == number:
+                held.pop(id_, None)
+        for told in result["preemptions"]:
+            if told["step"] != number:
+                continue
+            needed = -(-told["computed"] // config["block_size"])
+            free = config["num_cpu_blocks"] - sum(held.values())
+            if told["out"]:
+                held[told["id"]] = told["out"]
+            elif 0 < needed <= free:
+                found.append({**told, "needed": needed, "free": free})
+        for id_, _ in step["scheduled"]:
+            held.pop(id_, None)
+    return found
+
+
+def copies_of_nothing(workload: Mapping[str, Any], result: Run) -> dict[str, Any] | None:
+    """The first preemption that copies more blocks than the computed tokens fill."""
+    size = workload["config"]["block_size"]
+    return next(
+        (told for told in result["preemptions"] if told["out"] > -(-told["computed"] // size)), None
     )
 
 
@@ -322,6 +449,13 @@ def recompute_seconds(context: int, gpu: str = GPU) -> float:
     cost, load = roofline(MODEL, gpu), others()
     load.add(context, context, False)
     return cost.step_time(load) - cost.step_time(others())
+
+
+def with_victim(context: int, gpu: str = GPU) -> float:
+    """The step that computes `context` tokens again beside the others, whole."""
+    load = others()
+    load.add(context, context, False)
+    return roofline(MODEL, gpu).step_time(load)
 
 
 def cheapest_size(gpu: str) -> int:
@@ -417,6 +551,11 @@ def _cost_hint(name: str, context: int, number: float, seconds: float) -> str:
             return says
     if 900 < number / seconds < 1100:
         return "Seconds are asked for, not milliseconds."
+    if name == "recompute_seconds" and abs(number - with_victim(context)) <= DIGITS * number:
+        return (
+            "That is the time of the whole step, and the others' part of it is spent anyway: give "
+            "the difference of two steps, with and without the victim."
+        )
     return (
         f"The cost model says {'less' if number > seconds else 'more'}. Ask it: "
         "`roofline(...).parts(load)` and `.step_time(load)`, with a `StepLoad` of just this work."
