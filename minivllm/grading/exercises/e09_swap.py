@@ -344,9 +344,9 @@ def check_recomputed(
         told = turned_away[0]
         says = (
             f"In step {told['step']} {told['id']} has {told['table']} blocks, and its "
-            f"{told['computed']} computed tokens fill {told['needed']} of them: the rest were given "
-            f"out in this very step and hold nothing yet. {told['free']} blocks of the pool are "
-            f"free."
+            f"{told['computed']} computed tokens fill {told['needed']} of them: the rest were "
+            f"given out in this very step and hold nothing yet. {told['free']} blocks of the pool "
+            f"are free."
         )
     elif turned_away and all(told["needed"] == told["free"] for told in turned_away):
         told = turned_away[0]
