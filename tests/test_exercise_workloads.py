@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from minivllm.grading.exercises import (
     e01_two_numbers,
     e02_running_first,
+    e03_three_conditions,
     e04_the_clamp,
     e05_preemption_loop,
     e06_stop_or_retry,
     e08_stats,
+    workloads,
 )
 from minivllm.grading.exercises.workloads import (
     Misread,
@@ -23,7 +28,10 @@ from minivllm.grading.exercises.workloads import (
     variant,
     workload,
 )
+from minivllm.grading.judge import exercises
 from minivllm.grading.part import Failed
+
+SOLUTIONS = Path(__file__).parents[1] / "solutions"
 
 
 @pytest.mark.parametrize("line", ["this line does not exist", "token_budget -= num_new_tokens"])
@@ -99,6 +107,64 @@ def test_no_message_of_a_prediction_holds_the_right_value():
     with pytest.raises(Failed) as failed:
         judge_cells({"x": 3}, truth, [], str, otherwise="Look again.")
     assert "4711" not in str(failed.value)
+
+
+CALL = re.compile(r"`((?:show_run|show_faulty|door_at)\([^`]*\))`")
+
+
+def looks_of(name):
+    """What a notebook says one can call, with the model answers at hand."""
+    cells = nbformat.read(SOLUTIONS / f"{name}.ipynb", as_version=4).cells
+    namespace = {}
+    for module in (workloads, exercises()[name]):
+        namespace.update(vars(module))
+    for cell in cells:
+        if cell.metadata.get("minivllm", {}).get("role") == "answer":
+            exec(cell.source, namespace)
+    calls = [
+        call for cell in cells if cell.cell_type == "markdown" for call in CALL.findall(cell.source)
+    ]
+    return calls, namespace
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("01_two_numbers", 2),
+        ("03_three_conditions", 2),
+        ("04_the_clamp", 1),
+        ("05_preemption_loop", 1),
+        ("06_stop_or_retry", 2),
+    ],
+)
+def test_what_a_notebook_says_one_can_call_runs_on_its_answers(name, count, capsys):
+    calls, namespace = looks_of(name)
+    assert len(calls) == count
+    for call in calls:
+        eval(call, namespace)
+        if call.startswith("show"):
+            told = capsys.readouterr().out
+            assert workloads.LEGEND in told
+            assert "step" in told.splitlines()[1]
+
+
+def test_a_run_is_shown_of_an_answer_with_other_keys_and_without_a_variant(capsys):
+    answer = {
+        "config": {"num_gpu_blocks": 8, "block_size": 4},
+        "requests": [{"request_id": "r0", "num_prompt_tokens": 5, "max_tokens": 3}],
+        "step": 1,
+        "forgets": {},
+    }
+    workloads.show_run(answer, None)
+    assert capsys.readouterr().out.count("r0:") == 3
+    e05_preemption_loop.show_faulty("real", answer)
+    assert "WAITING" in capsys.readouterr().out
+    _, door = e03_three_conditions.door_at(answer, 0)
+    assert door.head is None
+    with pytest.raises(Failed, match="'requests' missing"):
+        workloads.show_run({"config": answer["config"]})
+    with pytest.raises(Failed, match="should be a dict"):
+        workloads.show_run([answer])
 
 
 def test_hidden_steps_hold_what_a_phase_would_get_wrong():

@@ -23,9 +23,14 @@ class Failed(Exception):
         chapter: The page that explains it, "05-chunked-prefill-and-the-budget"; the part's own
             chapter where it is empty.
         workload: The smallest failing workload, JSON-able; shown below the words.
+        label: What `workload` is where it is not that ("Your workload"); it then ends the words.
     """
 
-    def __init__(self, says: str, *, chapter: str = "", workload: object = None) -> None:
+    def __init__(
+        self, says: str, *, chapter: str = "", workload: object = None, label: str = ""
+    ) -> None:
+        if label and workload is not None:
+            says, workload = f"{says}\n\n{label}: {repr(workload)[:2000]}", None
         super().__init__(says)
         self.says = says
         self.chapter = chapter

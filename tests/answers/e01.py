@@ -159,6 +159,10 @@ exposed = {
 WRONG = {
     "01a": {
         "nothing yet": ("numbers = {}", "not answered yet"),
+        "None for one that waits": (
+            numbers(c="None, None, None, (7, 6), (8, 7), None"),
+            "arrived and waits has both numbers",
+        ),
         "only Nones": (numbers("None, " * 6, "None, " * 6, "None, " * 6), "not answered yet"),
         "the sampled token counts as computed": (
             numbers(

@@ -139,6 +139,14 @@ WRONG = {
             tokens(one=([0, 8, 1, 1, 1, 1], [0, 0, 9, 9, 2, 1], [0, 0, 0, 0, 7, 5])),
             "very step in which it arrives",
         ),
+        "one token too many": (
+            tokens(one=([8, 1, 1, 1, 1, 1], *RUNNING_FIRST[1:])),
+            "count its output tokens",
+        ),
+        "gone a step too early": (
+            tokens(one=([8, 1, 1, 1, 0, 0], *RUNNING_FIRST[1:])),
+            "count its output tokens",
+        ),
         "five steps": (tokens(one=([8, 1, 1, 1, 1],) * 3), "6 items"),
     },
     "02b": {

@@ -80,7 +80,7 @@ WRONG = {
         "seats too": (tokens(max_num_seqs=1), "more than one"),
         "seats instead": (
             tokens(1, [("r0", 0, 4, 9), ("r1", 1, 5, 4)], max_num_seqs=1),
-            "kept out by .* but by a place",
+            "kept out for want of a token .* but of a seat",
         ),
         "one step late": (tokens(1), "nobody is left waiting"),
         "no such step": (tokens(50), "the run has steps"),
@@ -100,7 +100,7 @@ WRONG = {
         "counts the first piece only": (
             blocks(1, [("r0", 0, 18, 6), ("r1", 1, 15, 3)], max_num_batched_tokens=9,
                    reserve_full_prompt=False),
-            "but by a token left",
+            "but of a token left",
         ),
         "a step that preempts": (
             blocks(2, [("r0", 0, 11, 12), ("r1", 0, 12, 9), ("r2", 3, 9, 3)], blocks=7),

@@ -210,6 +210,10 @@ WRONG = {
             grants(r2=[None, (10, T), (3, G), (1, G), (1, G)]),
             "what is left",
         ),
+        "no tokens under a cap": (
+            grants(r2=[(0, B), (4, B), (7, B), (2, G), (1, G)]),
+            "`None` stands for no tokens",
+        ),
         "the wrong cap": (grants(r2=[None, (4, T), (7, B), (2, G), (1, G)]), "without which"),
         "not in this step": (grants(r2=[None, None, (4, B), (7, B), (2, G)]), "Walk the clamp"),
         "unknown cap": (grants(r2=[None, (4, "budget"), None, None, None]), "one of"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from minivllm.core import Scheduler
 from minivllm.grading.exercises.workloads import (
+    YOURS,
     Misread,
     Run,
     first_difference,
@@ -216,6 +217,15 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
             numbers_of(run(RACE, PROMPTS_WAIT)),
         ),
         Misread(
+            "A request that has arrived and waits has both numbers: its prompt is known, and "
+            "nothing of it is computed. None stands for one that has not arrived, or has finished.",
+            {
+                cell: None if pair is not None and pair[1] == 0 else pair
+                for cell, pair in truth.items()
+            },
+            anywhere=True,
+        ),
+        Misread(
             "A request that has its last token is gone by the end of that step: None. One that has "
             "not yet arrived has None too.",
             truth | absent,
@@ -241,7 +251,6 @@ def check_numbers(value: object) -> None:
             given[id_, step] = pair
     result = run(RACE)
     truth = numbers_of(result)
-    first = next((step for id_, step in truth if given[id_, step] != truth[id_, step]), 0)
     judge_cells(
         given,
         truth,
@@ -251,7 +260,6 @@ def check_numbers(value: object) -> None:
             "Go through the step in order: RUNNING first, each gets min(its gap, what is left of "
             "the budget), then WAITING gets the rest; whoever caught up gets one token."
         ),
-        shows=plain(RACE, until_step=first),
     )
 
 
@@ -406,6 +414,7 @@ def check_mixed(value: Any) -> None:
         raise Failed(
             f"mixed['step'] is {shown(number)}; the run has steps 0 to {len(result.steps) - 1}.",
             workload=plain(scenario),
+            label=YOURS,
         )
     step = result.steps[number]
     decodes, ends, begins, whole = [], [], [], []
@@ -437,6 +446,7 @@ def check_mixed(value: Any) -> None:
             f"{'; '.join(missing)}. All three share a step when the budget is smaller than the "
             f"gaps, and larger than those in front.",
             workload=plain(scenario, until_step=number),
+            label=YOURS,
         )
 
 
@@ -468,6 +478,7 @@ def check_exposed(value: Any) -> None:
                 f"Scheduler {name} does on this workload what the real one does, in each of its "
                 f"{len(real.steps)} steps. {hint}",
                 workload=plain(scenario),
+                label=YOURS,
             )
         step = want_int(value[keys[name]], f"exposed[{keys[name]!r}]")
         if step != difference[0]:
@@ -481,6 +492,7 @@ def check_exposed(value: Any) -> None:
                 )
                 + f" Steps are numbered from 0. {hint}",
                 workload=plain(scenario),
+                label=YOURS,
             )
 
 

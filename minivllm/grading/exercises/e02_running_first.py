@@ -7,6 +7,7 @@ from typing import Any
 from minivllm.core import Scheduler, SchedulerOutput
 from minivllm.grading.exercises.e01_two_numbers import DECODES_WAIT, PROMPTS_WAIT
 from minivllm.grading.exercises.workloads import (
+    YOURS,
     Misread,
     Run,
     judge_cells,
@@ -89,6 +90,15 @@ def _misreads(truth: Cells) -> list[Misread]:
     decodes_wait, prompts_wait = run(BOTH, DECODES_WAIT), run(BOTH, PROMPTS_WAIT)
     # Who takes waiting-first to go on in mid-prompt ahead of those who decode.
     prompts_first = run(BOTH, _PromptsFirst)
+    # Who gives a request a token more than it has, or lets it go one too early.
+    longer = {
+        (order, id_, step): int(not truth[order, id_, step])
+        for order, id_, step in truth
+        if step
+        and truth[order, id_, step] in (0, 1)
+        and truth[order, id_, step - 1]
+        and not any(truth[order, id_, later] for later in range(step + 1, NUM_STEPS))
+    }
     late = {
         (order, id_, step): truth[order, id_, step - 1] if step else 0 for order, id_, step in truth
     }
@@ -116,6 +126,12 @@ def _misreads(truth: Cells) -> list[Misread]:
             both(run(plenty), run(plenty, WaitingFirst)),
         ),
         Misread("A request can be served in the very step in which it arrives.", late),
+        Misread(
+            "Count its output tokens: the step that completes the prompt samples the first one, "
+            "and after the last one it is gone.",
+            longer,
+            anywhere=True,
+        ),
     ]
 
 
@@ -158,8 +174,7 @@ def check_tokens(value: object) -> None:
         if spent > budget:
             raise Failed(
                 f"Under {order.replace('_', ' ')} you hand out {spent} tokens in step {step}. The "
-                f"budget bounds the whole step: {budget} for all together.",
-                workload=plain(BOTH, until_step=step),
+                f"budget bounds the whole step: {budget} for all together."
             )
     judge_cells(
         given,
@@ -170,7 +185,6 @@ def check_tokens(value: object) -> None:
             "Go through the step in the order of its halves. RUNNING is in order of admission; "
             "whoever was admitted in an earlier step is in it, prompt finished or not."
         ),
-        shows=plain(BOTH),
     )
 
 
@@ -192,6 +206,7 @@ def check_starved(value: Any) -> None:
                 f"There is a preemption under {order.replace('_', ' ')}. The order alone shall "
                 f"make the difference: give the run enough blocks that nobody is preempted.",
                 workload=plain(scenario),
+                label=YOURS,
             )
     gaps = {order: result.longest_gap(id_) for order, result in runs.items()}
     if gaps["running_first"] is None:
@@ -199,12 +214,14 @@ def check_starved(value: Any) -> None:
             f"{id_} gets a single token: there is no time between two tokens to look at. It must "
             f"decode while the others arrive.",
             workload=plain(scenario),
+            label=YOURS,
         )
     if gaps["running_first"] != 1:
         raise Failed(
             f"Under running first {id_} has to wait between two tokens too, so the order is not "
             f"what starves it. With a token for each running request in the budget it would not.",
             workload=plain(scenario),
+            label=YOURS,
         )
     gap = gaps["waiting_first"]
     if gap is None or gap < MIN_GAP:
@@ -228,6 +245,7 @@ def check_starved(value: Any) -> None:
             f"Under waiting first the longest time between two tokens of {id_} is below {MIN_GAP} "
             f"steps: that is no starving yet. {hint}",
             workload=plain(scenario),
+            label=YOURS,
         )
     for order, true_gap in gaps.items():
         said = want_int(value[f"gap_{order}"], f"starved['gap_{order}']")
@@ -243,6 +261,7 @@ def check_starved(value: Any) -> None:
                     "two that follow each other."
                 ),
                 workload=plain(scenario),
+                label=YOURS,
             )
 
 
@@ -259,11 +278,12 @@ def check_evicted(value: Any) -> None:
             f"Under running first {step.preempted[0]} is preempted in step {step.step}: then "
             f"blocks are short whatever the order. Under running first nobody may be preempted.",
             workload=plain(scenario),
+            label=YOURS,
         )
     other = run(scenario, WaitingFirst)
     first = next((step for step in other.steps if step.preempted), None)
     if first is None:
-        raise Failed(_why_nobody_yields(scenario, real), workload=plain(scenario))
+        raise Failed(_why_nobody_yields(scenario, real), workload=plain(scenario), label=YOURS)
     victim = want_str(value["victim"], "displaced['victim']")
     number = want_int(value["step"], "displaced['step']")
     if number != first.step:
@@ -271,6 +291,7 @@ def check_evicted(value: Any) -> None:
             f"Waiting first does preempt somebody, but not first in step {number}. Look for the "
             f"step in which a running request needs a block that a newcomer has just taken.",
             workload=plain(scenario),
+            label=YOURS,
         )
     if victim != first.preempted[0]:
         newcomer = victim in first.new
@@ -283,6 +304,7 @@ def check_evicted(value: Any) -> None:
                 else "FCFS: of those who ran before, whoever was admitted last yields."
             ),
             workload=plain(scenario),
+            label=YOURS,
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minivllm.core import Scheduler, SchedulerOutput
 from minivllm.grading.exercises.workloads import (
+    YOURS,
     Misread,
     Run,
     judge_cells,
@@ -14,6 +16,7 @@ from minivllm.grading.exercises.workloads import (
     read_workload,
     run,
     run_to_the_end,
+    scenario_of,
     variant,
     workload,
 )
@@ -25,7 +28,7 @@ CHAPTER = "04-one-step-of-the-scheduler"
 
 CONDITIONS = {
     "tokens": "a token left in the budget",
-    "seats": "a place in the batch (max_num_seqs)",
+    "seats": "a seat in the batch (max_num_seqs)",
     "blocks": "the blocks that the head of the queue asks for",
 }
 
@@ -53,8 +56,9 @@ class Door:
         )
 
 
-def door_at(scenario: Scenario, number: int) -> tuple[Run, Door | None]:
+def door_at(wanted: Mapping[str, Any] | Scenario, number: int) -> tuple[Run, Door | None]:
     """Run a workload, and look at admission in step `number`; None if the run has no such step."""
+    scenario = scenario_of(wanted)
     doors: list[Door] = []
 
     def look(scheduler: Scheduler, output: SchedulerOutput) -> None:
@@ -103,6 +107,7 @@ def check_fails(name: str, value: Any, condition: str) -> None:
         raise Failed(
             f"{name}['step'] is {shown(number)}; the run has steps 0 to {len(result.steps) - 1}.",
             workload=shows,
+            label=YOURS,
         )
     if door.head is None:
         step = result.steps[number]
@@ -113,12 +118,14 @@ def check_fails(name: str, value: Any, condition: str) -> None:
             + " A prompt that is longer than what is left of the budget is admitted all the same, "
             "with a first piece." * (condition == "tokens"),
             workload=shows,
+            label=YOURS,
         )
     if door.preempted:
         raise Failed(
             f"In step {number} {', '.join(door.preempted)} is preempted. A step that preempts does "
             f"not get as far as the three conditions: it admits nobody, whatever they say.",
             workload=shows,
+            label=YOURS,
         )
     failing = [key for key, holds in door.holds.items() if not holds]
     words = [CONDITIONS[key] for key in failing]
@@ -126,29 +133,31 @@ def check_fails(name: str, value: Any, condition: str) -> None:
         return
     if condition not in failing:
         raise Failed(
-            f"In step {number} {door.head} is not kept out by {CONDITIONS[condition]}, but by "
-            f"{' and '.join(words)}: {door.told()}.",
+            f"In step {number} {door.head} is not kept out for want of {CONDITIONS[condition]}, "
+            f"but of {' and of '.join(words)}: {door.told()}.",
             workload=shows,
+            label=YOURS,
         )
     raise Failed(
         f"In step {number} more than one condition fails: {' and '.join(words)} "
         f"({door.told()}). One shall fail, and the other two hold.",
         workload=shows,
+        label=YOURS,
     )
 
 
 def check_tokens(value: object) -> None:
-    """Part a: no token is left in the budget; a place and the blocks would be there."""
+    """Part a: no token is left in the budget; a seat and the blocks would be there."""
     check_fails("no_tokens", value, "tokens")
 
 
 def check_seats(value: object) -> None:
-    """Part b: no place in the batch; tokens and blocks would be there."""
+    """Part b: no seat in the batch; tokens and blocks would be there."""
     check_fails("no_seats", value, "seats")
 
 
 def check_blocks(value: object) -> None:
-    """Part c: the blocks are short; tokens and a place would be there."""
+    """Part c: the blocks are short; tokens and a seat would be there."""
     check_fails("no_blocks", value, "blocks")
 
 
@@ -248,7 +257,7 @@ def _misreads(truth: Cells, run_of_day: Run) -> list[Misread]:
             admitted(run(DAY.with_knobs(max_num_batched_tokens=2048))),
         ),
         Misread(
-            "A finished request gives its place and its blocks back, and the next step can use "
+            "A finished request gives its seat and its blocks back, and the next step can use "
             "them.",
             {("admitted", step): [] for step in range(NUM_STEPS)},
         ),
@@ -300,16 +309,15 @@ def check_day(value: object) -> None:
             else f"what ends admission in step {cell[1]}"
         ),
         otherwise=(
-            "Serve RUNNING first, then ask for the head of the queue: is a token left, a place, "
+            "Serve RUNNING first, then ask for the head of the queue: is a token left, a seat, "
             "and are there blocks for all its known tokens?"
         ),
-        shows=plain(DAY),
     )
 
 
 PARTS = (
     Part("03a", "Only tokens are short", 2, "no_tokens", "value", check_tokens, CHAPTER),
-    Part("03b", "Only places are short", 2, "no_seats", "value", check_seats, CHAPTER),
+    Part("03b", "Only seats are short", 2, "no_seats", "value", check_seats, CHAPTER),
     Part("03c", "Only blocks are short", 2, "no_blocks", "value", check_blocks, CHAPTER),
     Part("03d", "A day at the door", 4, "day", "value", check_day, CHAPTER),
 )

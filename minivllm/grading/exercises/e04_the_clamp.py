@@ -8,6 +8,7 @@ from typing import Any
 from minivllm.core import Scheduler
 from minivllm.core.snapshot import CAPS, ScheduledRow
 from minivllm.grading.exercises.workloads import (
+    YOURS,
     Misread,
     Run,
     first_difference,
@@ -24,6 +25,7 @@ from minivllm.grading.part import (
     Part,
     Student,
     not_answered,
+    shown,
     want_dict,
     want_int,
     want_list,
@@ -62,7 +64,7 @@ def _check_cap(cap: str, value: Any) -> None:
     shows = plain(scenario, until_step=number)
 
     def fail(says: str) -> Failed:
-        return Failed(f"{name}: {says}", workload=shows)
+        return Failed(f"{name}: {says}", workload=shows, label=YOURS)
 
     if result.refused and cap != MODEL_LEN:
         raise fail(f"the door refuses a request. {result.requests[result.refused[0]].error}")
@@ -223,6 +225,8 @@ def check_grants(value: object) -> None:
                 continue
             where = f"grants[{id_!r}][{step}]"
             tokens, cap = want_list(pair, f"{where} (tokens and cap, or None)", length=2)
+            if tokens == 0 and not isinstance(tokens, bool):
+                raise Failed(f"{where} is {shown(tuple(pair))}: `None` stands for no tokens.")
             given[id_, step] = [want_int(tokens, where), want_str(cap, where, choices=CAPS)]
     truth = grants_of(run(RACE, record=True))
     given = {cell: given[cell] for cell in truth}
@@ -235,7 +239,6 @@ def check_grants(value: object) -> None:
             "Walk the clamp for each request in order of service: its gap, the threshold, what is "
             "left of the budget, the room up to max_model_len."
         ),
-        shows=plain(RACE),
     )
 
 
@@ -395,6 +398,7 @@ def check_changed(value: object) -> None:
                 f"{where}: scheduler {name} does here what the real one does, in each of the "
                 f"{len(real.steps)} steps. {hint}",
                 workload=plain(scenario),
+                label=YOURS,
             )
 
 

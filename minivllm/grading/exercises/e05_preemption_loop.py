@@ -8,6 +8,8 @@ from typing import Any
 from minivllm.core import Scheduler
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.grading.exercises.workloads import (
+    LEGEND,
+    YOURS,
     Misread,
     Run,
     Step,
@@ -17,6 +19,7 @@ from minivllm.grading.exercises.workloads import (
     read_workload,
     run,
     run_to_the_end,
+    scenario_of,
     variant,
     workload,
 )
@@ -282,7 +285,6 @@ def check_trace(name: str, value: object, scenario: Scenario, number: int) -> No
             "Go through the loop turn by turn: ask for blocks; if there are none, take the last of "
             "RUNNING, free its blocks, put it at the front of WAITING, ask again."
         ),
-        shows=plain(scenario, until_step=number),
     )
 
 
@@ -492,10 +494,10 @@ def show_faulty(letter: str, wanted: dict[str, Any], max_steps: int = 30) -> Non
 
     Args:
         letter: A to F; anything else shows the real scheduler.
+        wanted: an answer that holds a workload will do.
     """
-    result = run(
-        read_workload(wanted, "the workload"), FAULTY.get(letter, Scheduler), max_steps=max_steps
-    )
+    result = run(scenario_of(wanted), FAULTY.get(letter, Scheduler), max_steps=max_steps)
+    print(LEGEND)
     for step in result.steps:
         print(f"step {step.step}: scheduled {step.tokens or 'nobody'}, preempted {step.preempted}, "
               f"free blocks {step.free_blocks}")  # fmt: skip
@@ -521,6 +523,7 @@ def check_faults(value: Any) -> None:
             "Nobody is preempted in your workload: a scheduler that forgets something when it "
             "preempts is not seen. Make blocks scarce.",
             workload=plain(scenario),
+            label=YOURS,
         )
     for letter, scheduler_class in FAULTY.items():
         difference = first_difference(real, run(scenario, scheduler_class))
@@ -530,12 +533,14 @@ def check_faults(value: Any) -> None:
                 f"{len(real.steps)} steps. Is there anybody else in WAITING when somebody is "
                 f"preempted?",
                 workload=plain(scenario),
+                label=YOURS,
             )
     twice = [name for name in FORGETS if list(said.values()).count(name) > 1]
     if twice:
         raise Failed(
             f"You say {twice[0]!r} of two schedulers: no two of them forget the same.",
             workload=plain(scenario),
+            label=YOURS,
         )
     for letter, name in said.items():
         if name != _FORGOTTEN[letter]:
@@ -545,6 +550,7 @@ def check_faults(value: Any) -> None:
                 f"from the real one in step {step} for the first time, in {what}: compare the two "
                 f"there.",
                 workload=plain(scenario, until_step=step),
+                label=YOURS,
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from minivllm.core import Scheduler, SchedulerOutput
 from minivllm.grading.exercises.workloads import (
+    YOURS,
     Misread,
     Run,
     first_difference,
@@ -156,7 +157,6 @@ def check_admissions(value: object) -> None:
             "Keep a column of free blocks: 12, minus what those in RUNNING hold. A decode takes a "
             "new block when the tokens so far fill those it has."
         ),
-        shows=plain(QUEUE),
     )
 
 
@@ -182,6 +182,7 @@ def check_starving(value: Any) -> None:
             f"Under the real scheduler {id_} is admitted in the step in which it arrives: it fits, "
             f"and nobody could pass over it. It must wait for blocks, at the head of the queue.",
             workload=plain(scenario),
+            label=YOURS,
         )
     if late is not None and late < start + MIN_DELAY:
         overtook = [
@@ -201,6 +202,7 @@ def check_starving(value: Any) -> None:
             f"Passing over costs {id_} less than {MIN_DELAY} steps here (admission of the real "
             f"scheduler against the variant's). {hint}",
             workload=plain(scenario),
+            label=YOURS,
         )
     for name, true_step in steps.items():
         if true_step is None:
@@ -212,6 +214,7 @@ def check_starving(value: Any) -> None:
                 f"({'real scheduler' if name == 'real' else 'passing over'}). Steps count from 0; "
                 f"blocks that a step's finishers held are there in the next step.",
                 workload=plain(scenario),
+                label=YOURS,
             )
 
 
@@ -227,6 +230,7 @@ def check_stuck(value: Any) -> None:
             "Under the real scheduler nobody is preempted: RUNNING is never short of blocks, and "
             "the retry is never needed.",
             workload=plain(scenario),
+            label=YOURS,
         )
     other = run(scenario, GIVES_UP)
     if other.outcome != "stuck":
@@ -236,6 +240,7 @@ def check_stuck(value: Any) -> None:
             f"Where the real one preempts first (step {short}), somebody before it in RUNNING "
             f"still gets on, finishes, and makes room. Who must be the first to be short?",
             workload=plain(scenario),
+            label=YOURS,
         )
     last = max(step.step for step in other.steps if step.tokens)
     said = want_int(value["stuck_from"], "stuck['stuck_from']", low=0)
@@ -249,6 +254,7 @@ def check_stuck(value: Any) -> None:
             )
             + " A request needs a new block when the tokens computed so far fill its blocks.",
             workload=plain(scenario),
+            label=YOURS,
         )
 
 
@@ -267,6 +273,7 @@ def check_thrash(value: Any) -> None:
             f"The real scheduler computes {lost} tokens again itself: make room for those who run, "
             f"so that the waste is the variant's alone.",
             workload=plain(scenario),
+            label=YOURS,
         )
     other = run(scenario, AdmissionPreempts)
     first = next((step for step in other.steps if step.preempted), None)
@@ -274,6 +281,7 @@ def check_thrash(value: Any) -> None:
         raise Failed(
             "Nobody is preempted for a newcomer: everybody fits when it arrives.",
             workload=plain(scenario),
+            label=YOURS,
         )
     redone = other.scheduler.stats.num_recomputed_tokens
     if redone < MIN_RECOMPUTED:
@@ -282,6 +290,7 @@ def check_thrash(value: Any) -> None:
             f"least {MIN_RECOMPUTED}. The longer the victim's text, the more it loses; and two "
             f"that do not fit together throw each other out again and again.",
             workload=plain(scenario),
+            label=YOURS,
         )
     victim = want_str(value["first_victim"], "thrash['first_victim']")
     number = want_int(value["first_step"], "thrash['first_step']", low=0)
@@ -290,12 +299,14 @@ def check_thrash(value: Any) -> None:
             f"The first preemption is not in step {number}. In which step does somebody stand at "
             f"the head of the queue for whom there are too few blocks?",
             workload=plain(scenario),
+            label=YOURS,
         )
     if victim != first.preempted[0]:
         raise Failed(
             f"{victim} is not the first victim in step {number}: of those who ran before, the one "
             f"admitted last yields, and the newcomer itself does not.",
             workload=plain(scenario),
+            label=YOURS,
         )
 
 
@@ -309,7 +320,7 @@ def check_guard(value: Any) -> None:
     shows = plain(scenario)
     if not real.num_preemptions:
         raise Failed("Nobody is preempted in your workload: the line is never asked.",
-                     workload=shows)  # fmt: skip
+                     workload=shows, label=YOURS)  # fmt: skip
     if first_difference(real, run(scenario, ALWAYS_ADMITS)) is None:
         step = next(step for step in real.steps if step.preempted)
         config = scenario.scheduler_config()
@@ -325,6 +336,7 @@ def check_guard(value: Any) -> None:
             f"{step.preempted[0]} is preempted, {step.free_blocks} blocks are free afterwards, and "
             f"{step.waiting[0]} is first in the queue. {hint}",
             workload=shows,
+            label=YOURS,
         )
 
 

@@ -265,6 +265,7 @@ def check_slo(row: dict[str, float], budget: int, threshold: int) -> None:
         f"On traffic that you have not seen, the SLO is missed: {told}. {says}",
         chapter=CHAPTER if "chat_itl_p99" in missed else LOAD,
         workload={"max_num_batched_tokens": budget, "long_prefill_token_threshold": threshold},
+        label="Knobs",
     )
 
 

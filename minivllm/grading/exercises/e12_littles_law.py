@@ -142,8 +142,7 @@ def check_cap(value: object) -> None:
                 "A larger batch makes each step longer: how long may a step take?"
                 if slow_flow > slow_start
                 else "Whoever is not in the batch waits: how many, and how fast do they get in?"
-            ),
-            workload={"users": USERS, "max_num_seqs": cap},
+            )
         )
     for name in NUMBERS:
         values = [full_house(cap, seed)[name] for seed in HIDDEN_SEEDS]

@@ -36,6 +36,8 @@ MAX_TOKENS = 40_000
 """Prompt and output tokens of all requests."""
 MAX_ARRIVAL_STEP = 500
 KEYS = ("config", "requests")
+YOURS = "Your workload"
+"""How a message calls a workload that the student built."""
 MAX_STEPS = 800
 """A run that is longer than this counts as endless."""
 
@@ -367,7 +369,7 @@ def judge_cells(
             with most of the other values, is what the message speaks to.
         describe: names a value in words.
         otherwise: what to say to an error that no misread explains.
-        shows: the workload that the message shows.
+        shows: a workload for the message, if the question does not print it.
 
     Raises:
         Failed: naming the first wrong value; the right one is not told.
@@ -394,15 +396,36 @@ def judge_cells(
 # --- for the notebooks --------------------------------------------------------------------------
 
 
+LEGEND = "The table is taken when a step is planned, before it runs: who finishes is still in it."
+
+
+def scenario_of(wanted: Mapping[str, Any] | Scenario) -> Scenario:
+    """A workload to look at; what an answer holds besides (a step, a name) is passed over.
+
+    Raises:
+        Failed: if it cannot be run.
+    """
+    if isinstance(wanted, Scenario):
+        return wanted
+    if isinstance(wanted, Mapping):
+        wanted = {key: wanted[key] for key in KEYS if key in wanted}
+    return read_workload(wanted, "the workload")
+
+
 def show_run(
     wanted: Mapping[str, Any] | Scenario,
-    scheduler_class: type[Scheduler] = Scheduler,
+    scheduler_class: type[Scheduler] | None = None,
     *,
     max_steps: int = 40,
 ) -> None:
-    """Print a workload's run, a line for each step, under the scheduler or a variant."""
-    scenario = wanted if isinstance(wanted, Scenario) else read_workload(wanted, "the workload")
-    result = run(scenario, scheduler_class, max_steps=max_steps)
+    """Print a workload's run, a line for each step.
+
+    Args:
+        wanted: an answer that holds a workload will do.
+        scheduler_class: a variant; None: the scheduler itself.
+    """
+    result = run(scenario_of(wanted), scheduler_class or Scheduler, max_steps=max_steps)
+    print(LEGEND)
     print("step  tokens scheduled                  running         waiting         free blocks")
     for step in result.steps:
         tokens = " ".join(f"{id_}:{n}" for id_, n in step.tokens.items()) or "-"
