@@ -29,7 +29,7 @@ from minivllm.grading.check import NotYet, payload_for
 from minivllm.grading.generate import main as generate
 from minivllm.grading.generate import stub_of
 from minivllm.grading.judge import exercises, parts, plain
-from minivllm.grading.notebook import shown_names
+from minivllm.grading.notebook import clean, shown_names
 from minivllm.grading.part import (
     Failed,
     want_bool,
@@ -500,3 +500,9 @@ def test_gitlab_template(pushed: Path) -> None:
     junit = pushed / "submission" / job["artifacts"]["reports"]["junit"]
     assert len(ElementTree.parse(junit).getroot().findall(".//failure")) == 1
     assert (pushed / "submission" / job["artifacts"]["paths"][0] / "report.html").exists()
+
+
+@pytest.mark.parametrize("escape", ["\x1b", "#x1B"])  # as printed, and as JUnit files write it
+def test_no_colour_codes_get_into_a_report(escape):
+    printed = f"{escape}[31mTypeError{escape}[39m: {escape}[38;5;28;01mfrom{escape}[39;00m #x12"
+    assert clean(printed) == "TypeError: from #x12"

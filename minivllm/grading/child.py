@@ -66,8 +66,22 @@ def answer(question: dict[str, Any], result_fd: int) -> dict[str, Any]:
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
-        return {"kind": "failed", "says": f"Your `{name}` returned what cannot be read: {error}"}
+        says = unreadable(value) or f"returned what cannot be read: {error}."
+        return {"kind": "failed", "says": f"Your `{name}` {says}"}
     return {"kind": "result", "value": value}
+
+
+def unreadable(value: object, depth: int = 0) -> str:
+    """What is wrong with a result that is no JSON; "" if that cannot be told."""
+    if isinstance(value, (dict, list, tuple)) and depth < 20:
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (unreadable(item, depth + 1) for item in items)), "")
+    if value is None or isinstance(value, (str, int, float, dict, list, tuple)):
+        return ""
+    kind = type(value).__name__
+    if hasattr(type(value), "__iter__"):
+        return f"should return a list; it returned a {kind}."
+    return f"should return numbers, strings, lists or dicts; it returned a {kind}."
 
 
 def own_line(error: BaseException) -> int:
@@ -86,7 +100,7 @@ def words(error: BaseException, source: str) -> str:
     if isinstance(error, SyntaxError) and error.filename == FILENAME:
         return f"is not Python: {error.msg} (line {error.lineno}: {(error.text or '').strip()})."
     line, lines = own_line(error), source.splitlines()
-    where = f" in line {line}: `{lines[line - 1].strip()}`" if 0 < line <= len(lines) else ""
+    where = f" in line {line}, `{lines[line - 1].strip()}`" if 0 < line <= len(lines) else ""
     if isinstance(error, MemoryError):
         return f"asked for more memory than it may use{where}."
     if isinstance(error, SystemExit):
@@ -97,4 +111,7 @@ def words(error: BaseException, source: str) -> str:
         text = str(error)[:300]
     except Exception:
         text = ""
-    return f"raised {type(error).__name__}{f': {text}' if text else ''}{where}."
+    if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        where += f": {text}. What it needs must stand in this cell"
+        text = ""
+    return f"raised {type(error).__name__}{where}{f': {text}' if text else ''}."

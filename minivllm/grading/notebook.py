@@ -452,8 +452,11 @@ def _has_ended(pid: int) -> bool:
 
 
 def clean(text: str) -> str:
-    """`text` without control characters and colours, for reports and terminals."""
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+    """`text` without control characters and colours, for reports and terminals.
+
+    In a JUnit file pytest writes a colour's escape character as "#x1B".
+    """
+    text = re.sub(r"(?:\x1b|#x1B)\[[0-9;?]*[ -/]*[@-~]", "", text)
     return "".join(c for c in text if c in "\n\t" or (c.isprintable() and c != "\u2028"))
 
 

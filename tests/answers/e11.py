@@ -9,9 +9,9 @@ def fixes(memory: float = 0.98, seqs: int = 70, budget: int = 100) -> str:
 
 
 ROWS = {
-    "gpu_memory_utilization": (2956, "better", "same", "better"),
+    "gpu_memory_utilization": (2613, "better", "same", "better"),
     "max_num_seqs": (2270, "worse", "better", "worse"),
-    "max_num_batched_tokens": (2354, "worse", "better", "same"),
+    "max_num_batched_tokens": (2006, "worse", "same", "worse"),
     "tensor_parallel_size": (12254, "better", "better", "better"),
 }
 
@@ -37,9 +37,9 @@ def row(blocks, trends):
 
 
 prices = {
-    "gpu_memory_utilization": row(blocks(gpu_memory_utilization=0.98), "better same better"),
+    "gpu_memory_utilization": row(blocks(gpu_memory_utilization=0.95), "better same better"),
     "max_num_seqs": row(blocks(), "worse better worse"),
-    "max_num_batched_tokens": row(blocks(max_num_batched_tokens=96), "worse better same"),
+    "max_num_batched_tokens": row(blocks(max_num_batched_tokens=8192), "worse better worse"),
     "tensor_parallel_size": row(blocks(2), "better better better"),
 }
 """
@@ -88,7 +88,7 @@ WRONG = {
             "which of them does this knob move",
         ),
         "activations are forgotten": (
-            prices(max_num_batched_tokens=(2270, "worse", "better", "same")),
+            prices(max_num_batched_tokens=(2270, "worse", "same", "worse")),
             "activations",
         ),
         "two GPUs, twice the blocks": (
@@ -104,15 +104,15 @@ WRONG = {
             "how many requests are in such a step",
         ),
         "memory makes steps faster": (
-            prices(gpu_memory_utilization=(2956, "better", "better", "better")),
+            prices(gpu_memory_utilization=(2613, "better", "better", "better")),
             "only decodes",
         ),
-        "a small budget costs throughput": (
-            prices(max_num_batched_tokens=(2354, "worse", "better", "worse")),
-            "computed twice",
+        "a large budget costs no throughput": (
+            prices(max_num_batched_tokens=(2006, "worse", "same", "same")),
+            "seeds 2 and 3 is .* tokens/s as it is and .* tokens/s then.*computed twice",
         ),
-        "a small budget costs nothing": (
-            prices(max_num_batched_tokens=(2354, "same", "better", "same")),
+        "a large budget lets people start sooner": (
+            prices(max_num_batched_tokens=(2006, "better", "same", "worse")),
             "waits in the queue",
         ),
     },

@@ -340,7 +340,7 @@ def _judge_collector(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
                 else "As long as nothing has happened, all three are 0."
             )
             raise Failed(
-                f"{name} is {shown(number)} {when}. {hint}",
+                f"{name} is {shown(rows[step][name])} {when}. {hint}",
                 workload=plain(scenario, until_step=step),
             )
 
