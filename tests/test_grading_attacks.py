@@ -162,7 +162,7 @@ else:
     "no value": ("y = 3", "NameError"),
     "another type": ("x_LETTER = object()", "made of numbers"),
     "a number without end": ("x_LETTER = float('nan')", "whole number"),
-    "a huge answer": ("x_LETTER = 'z' * 3_000_000", "larger than|not answered|should bind"),
+    "a huge answer": ("x_LETTER = 'z' * 3_000_000", "larger than|not answered"),
     "nested without end": (
         "x_LETTER = []\nfor _ in range(5000):\n    x_LETTER = [x_LETTER]",
         "nested|never asked|RecursionError",

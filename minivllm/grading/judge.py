@@ -142,6 +142,12 @@ def plain(value: object, depth: int = 0) -> Any:
     )
 
 
+def _how_empty(payload: Any) -> str:
+    if payload is None:
+        return "is still None"
+    return "has no value in it yet" if payload and payload != "..." else "is empty"
+
+
 def judge_here(part: Part, payload: Any) -> Verdict:
     """Judge `payload` in this process, which must be one that no student's code has touched.
 
@@ -156,7 +162,7 @@ def judge_here(part: Part, payload: Any) -> Verdict:
         )
 
     if not_answered(payload):
-        return verdict(f"Not answered yet: the answer cell should bind `{part.answer}`.")
+        return verdict(f"Not answered yet: `{part.answer}` {_how_empty(payload)}.")
     if part.kind == "code" and not isinstance(payload, str):
         return verdict(
             f"`{part.answer}` should be the function or class that the answer cell defines."

@@ -184,7 +184,25 @@ WRONG = {
         ),
         "rounded down": (
             admit(blocks="(longest - 1) // config.block_size"),
-            "can never come to its end",
+            "rounded down",
+        ),
+        "the budget refuses": (
+            admit(
+                refuse="request.num_prompt_tokens > min(config.max_model_len - 1, "
+                "config.max_num_batched_tokens) or blocks > config.num_gpu_blocks"
+            ),
+            "the budget refuses nobody",
+        ),
+        "no length at all": (
+            admit(
+                longest="request.num_prompt_tokens + asked",
+                refuse="blocks > config.num_gpu_blocks",
+            ),
+            "max_model_len has no part in it",
+        ),
+        "a rule of its own": (
+            admit(refuse="request.num_prompt_tokens % 3 == 0"),
+            "at its longest .* are known .* blocks of",
         ),
         "against the free blocks": (
             admit(

@@ -194,6 +194,10 @@ def _too_long(row: Row, config: Mapping[str, Any]) -> bool:
     return len(row["prompt_token_ids"]) >= config["max_model_len"]
 
 
+def _never_fits(row: Row, config: Mapping[str, Any]) -> bool:
+    return _too_long(row, config) or _most(row, config) - 1 > _slots(config)
+
+
 RULES: tuple[tuple[Callable[[Row, Mapping[str, Any]], bool], str], ...] = (
     (lambda row, config: False, "Nobody is refused at all."),
     (
@@ -230,6 +234,29 @@ RULES: tuple[tuple[Callable[[Row, Mapping[str, Any]], bool], str], ...] = (
         ),
         "A prompt of exactly max_model_len tokens is let in: where would its first output go?",
     ),
+    (
+        lambda row, config: (
+            _never_fits(row, config)
+            or len(row["prompt_token_ids"]) > config["max_num_batched_tokens"]
+        ),
+        "The budget refuses nobody: a prompt above max_num_batched_tokens is cut, and computed in "
+        "several steps.",
+    ),
+    (
+        lambda row, config: (
+            _too_long(row, config)
+            or (_most(row, config) - 1) // config["block_size"] > config["num_gpu_blocks"]
+        ),
+        "The blocks are rounded down: tokens that fill a part of a block need all of it.",
+    ),
+    (
+        lambda row, config: (
+            len(row["prompt_token_ids"]) + (row["max_tokens"] or config["max_model_len"]) - 1
+            > _slots(config)
+        ),
+        "max_model_len has no part in it. It ends a sequence that asks for more, and a prompt that "
+        "leaves no room below it for one output token must be refused.",
+    ),
 )
 """What a wrong admission control may refuse instead, and what to say to it."""
 
@@ -254,7 +281,8 @@ def check_admission(student: Student) -> None:
                         if refuse
                         else "would come to its end if it were let in, and is refused"
                     )
-                    + f". {_outcome(result)}{_which_rule(hidden, results)}",
+                    + f". {_outcome(result)}"
+                    + (_which_rule(hidden, results) or _sizes(workload, id_)),
                     workload=shows,
                 )
         if result["outcome"] != "finished":
@@ -325,9 +353,28 @@ def _which_rule(hidden: list[dict[str, Any]], results: list[dict[str, Any]]) -> 
             best, says = agree, words
     if best >= 0.98 * len(decided):
         return says
+    alone = [
+        (row, workload["config"], row["id"] in result["refused"])
+        for workload, result in zip(hidden, results)
+        for row in workload["requests"]
+        if len(workload["requests"]) == 1
+    ]
+    if all(_never_fits(row, config) == refused for row, config, refused in alone):
+        return (
+            "Whoever comes alone is decided upon rightly. Whether somebody can ever fit does not "
+            "depend on who is there now: compare with the whole cache."
+        )
+    return ""
+
+
+def _sizes(workload: Mapping[str, Any], id_: str) -> str:
+    """The three sizes that a request is decided by."""
+    config = workload["config"]
+    row = next(row for row in workload["requests"] if row["id"] == id_)
     return (
-        "Whether somebody can ever fit does not depend on who is there now: compare with the whole "
-        "cache, in whole blocks, what the request would hold at its longest."
+        f"Its prompt has {len(row['prompt_token_ids'])} tokens, at its longest "
+        f"{_most(row, config)} are known (max_model_len is {config['max_model_len']}), and the "
+        f"cache has {config['num_gpu_blocks']} blocks of {config['block_size']}."
     )
 
 
