@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from statistics import mean
 
 import nbformat
 import pytest
@@ -17,6 +18,7 @@ from minivllm.grading.exercises import (
     e05_preemption_loop,
     e06_stop_or_retry,
     e08_stats,
+    e12_littles_law,
     workloads,
 )
 from minivllm.grading.exercises.workloads import (
@@ -30,6 +32,7 @@ from minivllm.grading.exercises.workloads import (
 )
 from minivllm.grading.judge import exercises
 from minivllm.grading.part import Failed
+from minivllm.sim.workload import get_mix
 
 SOLUTIONS = Path(__file__).parents[1] / "solutions"
 
@@ -247,6 +250,17 @@ def test_a_variant_of_the_order_loses_nobody_and_serves_nobody_twice():
             for request in scenario.requests:
                 output = result.requests[request.request_id].num_output_tokens
                 assert output == request.max_tokens
+
+
+def test_the_lengths_that_exercise_12_tells_are_those_of_its_mix():
+    rng = random.Random(0)
+    draws = [get_mix(e12_littles_law.MIX).draw(0.0, rng) for _ in range(20_000)]
+    outputs = sorted(draw.output_len for draw in draws)
+    assert mean(draw.prompt_len for draw in draws) == pytest.approx(160, rel=0.05)
+    assert mean(outputs) == pytest.approx(320, rel=0.03)
+    assert 230 < outputs[len(outputs) // 2] < 250
+    chats = [get_mix("chat").draw(0.0, rng).output_len for _ in range(20_000)]
+    assert mean(chats) < 210
 
 
 def test_admission_in_a_step_that_preempted_is_hidden_by_the_default_knobs():

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder minivllm/
@@ -305,6 +306,21 @@ def _opens(args: tuple[Any, ...]) -> tuple[str, bool] | None:
     return os.path.realpath(os.fsdecode(path)), writing
 
 
+def _third_party() -> str:
+    """The package from outside the standard library in whose code a call is made; "" if none.
+
+    The outermost: of numpy that pandas imports, pandas is what the student asked for.
+    """
+    name = ""
+    frame: FrameType | None = sys._getframe(1)
+    while frame:
+        if f"-packages{os.sep}" in frame.f_code.co_filename:
+            package = str(frame.f_globals.get("__name__", "")).split(".")[0]
+            name = package if package != "minivllm" else name
+        frame = frame.f_back
+    return name
+
+
 def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> None:
     """Lock the process in which code answers run; what they may not do ends it through `refuse`.
 
@@ -326,6 +342,14 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
     own, package = str(GRADING), str(PACKAGE)
     busy = threading.local()  # what the hook itself calls is not judged
 
+    def stop(offence: str) -> None:
+        package = _third_party()
+        refuse(
+            f"{package:.80} cannot be used here; the standard library and minivllm can."
+            if package
+            else f"Your code {offence}: an answer may only compute."
+        )
+
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if getattr(busy, "now", False):
             return
@@ -336,7 +360,7 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
                 if name.startswith("minivllm.grading"):
                     refuse(f"Your code imported {name}: answers may use minivllm, not its grader.")
                 if name.split(".")[0] in ("ctypes", "_ctypes"):
-                    refuse("Your code imported ctypes: an answer may only compute.")
+                    stop("imported ctypes")
                 return
             if event == "open":
                 opened = _opens(args)
@@ -348,8 +372,7 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
                 if _inside(path, [own]):  # a traceback looks for source lines: nothing to see
                     raise PermissionError(f"not for answers: {path}")
                 if writing or not _inside(path, allowed):
-                    what = "wrote to" if writing else "read"
-                    refuse(f"Your code {what} the file {path!r:.200}: an answer may only compute.")
+                    stop(f"{'wrote to' if writing else 'read'} the file {path!r:.200}")
                 return
             if event in ("os.listdir", "os.scandir"):  # importing lists folders too
                 folder = args[0]
@@ -359,7 +382,7 @@ def lock_child(memory: int, seconds: float, refuse: Callable[[str], object]) -> 
                     return
             offence = _offence(event, args, words)
             if offence:
-                refuse(f"Your code {offence}: an answer may only compute.")
+                stop(offence)
         finally:
             busy.now = False
 

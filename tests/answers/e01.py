@@ -52,6 +52,11 @@ def exposed(
     )
 
 
+HELPER = """
+def after_step(requests, token_budget):
+    return caught_up(requests, token_budget)
+"""
+
 RIGHT = {
     "01a": {
         "pairs as tuples": numbers(),
@@ -231,6 +236,19 @@ WRONG = {
         "words": ('numbers = {"A": "many", "B": [None] * 6, "C": [None] * 6}', "should be a list"),
     },
     "01b": {
+        "NumPy": (
+            "import numpy as np\ndef after_step(requests, token_budget):\n    return []",
+            "numpy cannot be used here; the standard library and minivllm can",
+        ),
+        "a generator": (
+            "def after_step(requests, token_budget):\n    yield from requests",
+            "should return a list; it returned a generator",
+        ),
+        "an iterator of pairs": (
+            "def after_step(requests, token_budget):\n    return map(tuple, requests)",
+            "should return a list; it returned a map",
+        ),
+        "a helper in another cell": (HELPER, "'caught_up' is not defined.*must stand in this cell"),
         "the stub": (
             "def after_step(requests, token_budget):\n    return None",
             "returned nothing",
