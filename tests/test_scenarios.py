@@ -446,3 +446,13 @@ def test_limits_admit_the_largest_scenario_that_the_view_must_bear() -> None:
     scenario = replace(SCENARIOS["cramped"], requests=requests).with_knobs(num_gpu_blocks=4096)
     assert len(scenario.to_json()) < LIMITS["json_bytes"][1]
     assert Scenario.from_fragment(scenario.to_fragment()) == scenario
+
+
+def test_a_problem_of_many_requests_is_said_once():
+    rows = [{"id": f"r{i}", "num_prompt_tokens": 3, "max_tokens": 3} for i in range(9)]
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.from_dict({"version": 1, "config": {"num_gpu_blocks": 8}, "requests": rows})
+    says = str(caught.value)
+    assert says.count("unknown key") == 1
+    assert "requests[0].id, requests[1].id, requests[2].id and 6 more: unknown key" in says
+    assert sum("unknown key" in error["message"] for error in caught.value.errors) == 9

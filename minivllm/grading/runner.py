@@ -38,7 +38,10 @@ Not defended:
 - A code answer shares its process with the driver that exercises it, and can make it report
   anything. It gains nothing by that: the evidence is compared, on hidden workloads, with a
   reference that only the judge's process computes, so a lie that passes is a right answer. What a
-  driver takes out of the core before the student's code runs still stands in the package's files.
+  driver takes out of the core before the student's code runs still stands in the package's files:
+  who loads a module of `minivllm.core` once more (`importlib.reload`, `find_spec` and
+  `exec_module`, `sys.modules.pop` and an import) has it back, as who copies its text has. That is
+  deliberate enough to be seen by whoever reads the answer.
 - Without Linux's Landlock and seccomp (macOS, or other processors than x86-64 and arm64) only the
   audit hook and the resource limits are left. They stop accidents and plain attempts; code that
   digs through the interpreter gets round them. The report names the defences it ran with. Grade

@@ -60,6 +60,12 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 class ScenarioError(ValueError):
     """What is wrong with an untrusted object, all of it.
 
@@ -70,7 +76,10 @@ class ScenarioError(ValueError):
 
     def __init__(self, errors: Sequence[Mapping[str, str]]) -> None:
         self.errors = [dict(error) for error in errors]
-        super().__init__("; ".join(f"{e['field']}: {e['message']}" for e in self.errors))
+        fields: dict[str, list[str]] = {}  # by message: what is wrong with many is said once
+        for error in self.errors:
+            fields.setdefault(error["message"], []).append(error["field"])
+        super().__init__("; ".join(f"{_some(names)}: {says}" for says, names in fields.items()))
 
 
 class Checker:
