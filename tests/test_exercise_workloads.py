@@ -35,6 +35,7 @@ from minivllm.grading.part import Failed
 from minivllm.sim.workload import get_mix
 
 SOLUTIONS = Path(__file__).parents[1] / "solutions"
+EXERCISES = SOLUTIONS.parent / "exercises"
 
 
 @pytest.mark.parametrize("line", ["this line does not exist", "token_budget -= num_new_tokens"])
@@ -290,3 +291,9 @@ def test_admission_in_a_step_that_preempted_is_hidden_by_the_default_knobs():
     assert preempting > 100
     assert shown[True] == 0
     assert shown[False] > 20
+
+
+@pytest.mark.parametrize("path", sorted(EXERCISES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_stub_shows_no_comment_sign_twice(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not re.search(r"^\s*# #", cell.source if cell.cell_type == "code" else "", re.M)
