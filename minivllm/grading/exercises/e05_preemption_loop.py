@@ -417,6 +417,12 @@ def _judge_loop(case: dict[str, Any], answer: object) -> None:
             f"You preempt {preempted}. FCFS: the last of RUNNING yields, then the last of those "
             f"who are left, in that order."
         )
+    if free < 0:
+        raise fail(
+            f"You leave {free} blocks free: more are handed out than there are. After each victim "
+            f"ask again, until all that is asked for is there; if that never comes, the one that "
+            f"asks is the last to yield."
+        )
     if len(preempted) < len(wanted["preempted"]):
         if set(scheduled) | set(preempted) != set(ids):
             raise fail(
