@@ -30,7 +30,7 @@ from minivllm.grading.exercises.workloads import (
     variant,
     workload,
 )
-from minivllm.grading.judge import exercises
+from minivllm.grading.judge import exercises, find_part, judge_here
 from minivllm.grading.part import Failed
 from minivllm.sim.workload import get_mix
 
@@ -297,3 +297,20 @@ def test_admission_in_a_step_that_preempted_is_hidden_by_the_default_knobs():
 def test_a_stub_shows_no_comment_sign_twice(path):
     for cell in nbformat.read(path, as_version=4).cells:
         assert not re.search(r"^\s*# #", cell.source if cell.cell_type == "code" else "", re.M)
+
+
+def test_a_workload_that_the_student_built_is_called_theirs():
+    config = {"num_gpu_blocks": 64, "block_size": 4}
+    request = {"request_id": "r0", "num_prompt_tokens": 5, "max_tokens": 3}
+    built = {"config": config, "requests": [request]}
+    forgets = dict(zip("ABCDEF", e05_preemption_loop.FORGETS))
+    for part, answer in (
+        ("01c", {**built, "step": 0}),
+        ("02c", {**built, "victim": "r0", "step": 0}),
+        ("03a", {**built, "step": 0}),
+        ("05d", {**built, "forgets": forgets}),
+        ("06e", built),
+    ):
+        told = judge_here(find_part(part), answer).text()
+        assert f"Your workload: {{'config': {config}" in told
+        assert "Smallest" not in told
