@@ -142,6 +142,32 @@ def test_every_internal_link_leads_somewhere(site: Path) -> None:
     assert not dead, "\n".join(dead)
 
 
+EXTERNAL_HOSTS = {"arxiv.org", "doi.org", "github.com", "ui.perfetto.dev", "www.usenix.org"}
+"""All that the book links to; no test asks them anything."""
+
+
+def test_external_links_are_well_formed_and_few_hosts_are_linked_to(site: Path) -> None:
+    wrong = []
+    for name in PAGES:
+        for link in Links((site / f"{name}.html").read_text(encoding="utf-8")).links:
+            url = urlsplit(link)
+            if not url.scheme and not url.netloc:
+                continue
+            good = url.scheme == "https" and url.netloc in EXTERNAL_HOSTS
+            if not good or re.search(r"[\s<>\"]", link):
+                wrong.append(f"{name}: {link}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_index_leads_to_the_chapters(page: Page, site_url: str) -> None:
+    page.goto(f"{site_url}book/glossary.html")
+    page.locator("article a[href$='genindex.html']").click()
+    entry = page.get_by_role("link", name="recompute tax").first
+    entry.click()
+    assert "genindex" not in page.url
+    assert page.locator("article h1").count() == 1
+
+
 def test_pages_load_no_foreign_file_and_stay_small(site: Path) -> None:
     for name in PAGES:
         text = (site / f"{name}.html").read_text(encoding="utf-8")
