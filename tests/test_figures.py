@@ -88,3 +88,13 @@ def test_the_landing_page_shows_what_the_scheduler_does() -> None:
 def test_the_palette_needs_no_plotly() -> None:
     code = "import sys, minivllm.viz.theme; assert 'plotly' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_page_carries_no_more_digits_than_a_screen_shows() -> None:
+    go = pytest.importorskip("plotly.graph_objects")
+    from minivllm.viz import offline
+
+    long = go.Figure(go.Scatter(x=[1, 2, 3], y=[1 / 3, 1e-9 / 3, 12345678.9]))
+    long.update_layout(title="t")
+    found = re.search(r'"y":\[(.*?)\]', offline.figure_html(long.to_dict()))
+    assert found and found[1] == "0.33333333,3.3333333e-10,12345679.0"

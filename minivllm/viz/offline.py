@@ -74,13 +74,22 @@ def figure_html(figure: dict[str, Any]) -> str:
     else:
         head = ""
     # "<" is escaped inside the JSON so that no string in it can end the <script> element.
-    data = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(shortened(payload), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return (
         f'<div class="mv-figure" role="figure" aria-label="{text}" data-height="{height}">'
         f'{head}<div class="mv-plot" style="height:{height}px"></div>'
         f'<script type="application/json">{data}</script>'
         f"<noscript>Interactive figure (needs JavaScript): {text}</noscript></div>"
     )
+
+
+def shortened(value: Any) -> Any:
+    """JSON data, numbers cut to eight digits: no screen shows more, and a page is lighter."""
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return float(f"{value:.8g}")
+    if isinstance(value, dict):
+        return {key: shortened(item) for key, item in value.items()}
+    return [shortened(item) for item in value] if isinstance(value, list) else value
 
 
 def plain_text(text: str) -> str:
