@@ -97,4 +97,5 @@ def test_a_page_carries_no_more_digits_than_a_screen_shows() -> None:
     long = go.Figure(go.Scatter(x=[1, 2, 3], y=[1 / 3, 1e-9 / 3, 12345678.9]))
     long.update_layout(title="t")
     found = re.search(r'"y":\[(.*?)\]', offline.figure_html(long.to_dict()))
-    assert found and found[1] == "0.33333333,3.3333333e-10,12345679.0"
+    assert found
+    assert found[1] == "0.33333333,3.3333333e-10,12345679.0"

@@ -74,7 +74,8 @@ def figure_html(figure: dict[str, Any]) -> str:
     else:
         head = ""
     # "<" is escaped inside the JSON so that no string in it can end the <script> element.
-    data = json.dumps(shortened(payload), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(shortened(payload), separators=(",", ":"), ensure_ascii=False)
+    data = data.replace("<", "\\u003c")
     return (
         f'<div class="mv-figure" role="figure" aria-label="{text}" data-height="{height}">'
         f'{head}<div class="mv-plot" style="height:{height}px"></div>'
