@@ -151,7 +151,7 @@ def test_external_links_are_well_formed_and_few_hosts_are_linked_to(site: Path) 
     for name in PAGES:
         for link in Links((site / f"{name}.html").read_text(encoding="utf-8")).links:
             url = urlsplit(link)
-            if not url.scheme and not url.netloc:
+            if (not url.scheme and not url.netloc) or url.scheme == "data":
                 continue
             good = url.scheme == "https" and url.netloc in EXTERNAL_HOSTS
             if not good or re.search(r"[\s<>\"]", link):
@@ -164,8 +164,8 @@ def test_the_index_leads_to_the_chapters(page: Page, site_url: str) -> None:
     page.locator("article a[href$='genindex.html']").click()
     entry = page.get_by_role("link", name="recompute tax").first
     entry.click()
-    assert "genindex" not in page.url
-    assert page.locator("article h1").count() == 1
+    page.wait_for_url(lambda url: "genindex" not in url)
+    page.locator("article h1").wait_for()
 
 
 def test_pages_load_no_foreign_file_and_stay_small(site: Path) -> None:

@@ -28,6 +28,7 @@ KERNEL_NAME = "minivllm-grading"
 FILE_SIZE = 32 << 20  # bytes of one file that a notebook may write
 DISK = 256 << 20  # bytes of all of them
 MAX_FILES = 10_000
+TOO_MUCH = "wrote too many files, or too large ones."
 NEVER_ASKED = "never asked the judge: something has replaced `check`."
 
 # nbformat checks no addresses, but would load a grammar of them: a second for each notebook.
@@ -239,6 +240,8 @@ class NotebookRun:
             for part_id in self.parts:
                 letter = _take_letter(part_id, mail_fd)
                 if letter is not None:
+                    if _takes_too_much(own.parent):  # an answer may be done between two looks
+                        return TOO_MUCH
                     _post(self._answer(part_id, letter), part_id, mail_fd, own)
                     end = time.monotonic() + self.settings.notebook_seconds
                     self.since = time.monotonic()
@@ -247,7 +250,7 @@ class NotebookRun:
             if now > next_look:
                 next_look = now + 0.5
                 if _takes_too_much(own.parent):
-                    return "wrote too many files, or too large ones."
+                    return TOO_MUCH
             patience = PATIENCE
             if self.running.startswith("answer-"):
                 patience = self.settings.cell_seconds
