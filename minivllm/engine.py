@@ -274,7 +274,7 @@ class LLMEngine:
         """
         self.abort_request(list(self._states))
         self.scheduler.kv_cache_manager.block_pool.reset_prefix_cache()
-        self.runner.block_tables.clear()
+        self.runner.forget_requests()
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do or to return."""

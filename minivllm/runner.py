@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 
 from minivllm.core.config import SchedulerConfig
+from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
-from minivllm.models.attention import AttentionMetadata
+from minivllm.models.attention import AttentionMetadata, token_positions
 from minivllm.models.llama import LlamaModel
 
 
@@ -24,6 +27,7 @@ class ModelRunner:
         config: gives the size of the cache; one more block, the null block, comes on top.
 
     Attributes:
+        block_tables: [max_num_seqs, blocks of max_model_len]: a row for each running request.
         kv_caches: [layers, 2, num_gpu_blocks + 1, block_size, Hkv, D]: keys and values.
         cpu_kv_caches: [num_cpu_blocks, layers, 2, block_size, Hkv, D]: what `swap` puts aside.
     """
@@ -31,7 +35,11 @@ class ModelRunner:
     def __init__(self, model: LlamaModel, config: SchedulerConfig) -> None:
         self.model = model
         self.block_size = config.block_size
-        self.block_tables: dict[str, list[int]] = {}
+        max_blocks = cdiv(config.max_model_len, config.block_size)
+        self.block_tables = np.zeros((config.max_num_seqs, max_blocks), dtype=np.int64)
+        self._num_blocks = [0] * config.max_num_seqs
+        self._rows: dict[str, int] = {}
+        self._free_rows = list(range(config.max_num_seqs))[::-1]
         shape = model.config
         head_shape = (config.block_size, shape.num_key_value_heads, shape.head_dim)
         self.kv_caches = _zeros(
@@ -60,62 +68,64 @@ class ModelRunner:
         )
         if not scheduled:
             return [], torch.empty(0, self.model.config.vocab_size)
-        # Single tokens first, the longest contexts in front: attention groups neighbours.
         num_tokens = plan.num_scheduled_tokens
-        scheduled.sort(key=lambda r: (num_tokens[r.request_id] > 1, -r.num_computed_tokens))
-        query_lens = [num_tokens[request.request_id] for request in scheduled]
+        query_lens = np.array([num_tokens[request.request_id] for request in scheduled])
+        context_lens = np.array([request.num_computed_tokens for request in scheduled])
+        # Single tokens first, the longest contexts in front: attention groups neighbours.
+        order = np.lexsort((-context_lens, query_lens > 1))
+        scheduled = [scheduled[index] for index in order]
+        query_lens, context_lens = query_lens[order], context_lens[order]
 
-        sampled, rows, row = [], [], -1
-        for request, query_len in zip(scheduled, query_lens, strict=True):
-            row += query_len
-            if request.num_computed_tokens == request.num_tokens:
-                sampled.append(request)
-                rows.append(row)
-        token_ids, positions, metadata = self._lay_out(scheduled, query_lens)
+        known = np.array([len(request.all_token_ids) for request in scheduled])
+        samples = context_lens == known
+        last_rows = np.cumsum(query_lens) - 1
+        token_ids, positions, metadata = self._lay_out(scheduled, query_lens, context_lens)
         self.model.attention.prepare(metadata)
         logits = self.model.forward(
-            token_ids, positions, self.kv_caches, metadata, self._tensor(rows)
+            token_ids, positions, self.kv_caches, metadata, self._tensor(last_rows[samples])
         )
-        return sampled, logits
+        return [scheduled[index] for index in np.flatnonzero(samples)], logits
 
     def _lay_out(
-        self, requests: Sequence[Request], query_lens: list[int]
+        self, requests: Sequence[Request], query_lens: np.ndarray, context_lens: np.ndarray
     ) -> tuple[Tensor, Tensor, AttentionMetadata]:
         """The flat batch: token ids [T], positions [T], where their keys and values go."""
         block_size = self.block_size
         token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        tables: list[list[int]] = []
-        for request, query_len in zip(requests, query_lens, strict=True):
-            end = request.num_computed_tokens
-            start = end - query_len
-            # The keys it can see lie in these blocks; the table may go on for later chunks.
-            table = self.block_tables[request.request_id][: -(-end // block_size)]
-            tables.append(table)
-            token_ids += request.all_token_ids[start:end]
-            positions += range(start, end)
-            slots += [table[p // block_size] * block_size + p % block_size
-                      for p in range(start, end)]  # fmt: skip
+        for request, first, end in zip(
+            requests, (context_lens - query_lens).tolist(), context_lens.tolist(), strict=True
+        ):
+            token_ids += request.all_token_ids[first:end]
+        rows = [self._rows[request.request_id] for request in requests]
+        # The keys they can see lie in so many blocks; a table may go on for later chunks.
+        block_tables = self.block_tables[rows, : cdiv(int(context_lens.max()), block_size)]
+        positions, owners = token_positions(query_lens, context_lens)
+        slots = block_tables[owners, positions // block_size] * block_size + positions % block_size
         if self.model.row_tile:
             # Token 0 at position 0, kept in the null block: nobody sees it.
-            padding = [0] * (-len(token_ids) % self.model.row_tile)
-            token_ids, positions, slots = token_ids + padding, positions + padding, slots + padding
-        metadata = AttentionMetadata(
-            slot_mapping=self._tensor(slots),
-            query_lens=query_lens,
-            context_lens=[request.num_computed_tokens for request in requests],
-            block_tables=tables,
-        )
-        return self._tensor(token_ids), self._tensor(positions), metadata
+            padding = -len(token_ids) % self.model.row_tile
+            token_ids += [0] * padding
+            positions, slots = np.pad(positions, (0, padding)), np.pad(slots, (0, padding))
+        metadata = AttentionMetadata(self._tensor(slots), query_lens, context_lens, block_tables)
+        return self._tensor(np.array(token_ids)), self._tensor(positions), metadata
 
     def _update_block_tables(self, plan: SchedulerOutput) -> None:
         for request_id in [*plan.finished_req_ids, *plan.preempted_req_ids]:
-            self.block_tables.pop(request_id, None)
+            if (row := self._rows.pop(request_id, None)) is not None:
+                self._free_rows.append(row)
         for request in plan.scheduled_new_reqs + plan.scheduled_resumed_reqs:
-            self.block_tables[request.request_id] = []
+            row = self._rows[request.request_id] = self._free_rows.pop()
+            self._num_blocks[row] = 0
         for request_id, block_ids in plan.new_block_ids.items():
-            self.block_tables[request_id] += block_ids
+            row = self._rows[request_id]
+            end = self._num_blocks[row] + len(block_ids)
+            self.block_tables[row, self._num_blocks[row] : end] = block_ids
+            self._num_blocks[row] = end
+
+    def forget_requests(self) -> None:
+        """Drop every block table: no request goes on."""
+        self._rows.clear()
+        self._free_rows = list(range(len(self.block_tables)))[::-1]
 
     def _swap(self, plan: SchedulerOutput) -> None:
         """Copy blocks out, then in. On one CUDA stream, so in this order and before the model."""
@@ -124,18 +134,20 @@ class ModelRunner:
         for cpu_block, gpu_block in plan.blocks_to_swap_in:
             self.kv_caches[:, :, gpu_block].copy_(self.cpu_kv_caches[cpu_block], non_blocking=True)
 
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.model.device)
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.model.device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """Zeros that, on a CPU, take up memory only where they are written (`calloc`).
+    """Zeros that, on a CPU, take up memory only where they are written.
 
     They have to be numbers: attention multiplies what lies in unwritten slots by 0.
     """
     if device != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    nbytes = math.prod(shape) * dtype.itemsize
-    data = np.zeros(nbytes + 64, dtype=np.uint8)
-    start = -data.ctypes.data % 64  # where vector instructions want it to begin
-    return torch.from_numpy(data[start : start + nbytes]).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Blocks are read in any order: with pages of 2 MiB the processor finds them sooner.
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

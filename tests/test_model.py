@@ -17,11 +17,11 @@ from minivllm.models.attention import (
     BatchInvariantAttention,
     PagedAttention,
     reference_paged_attention,
-    write_kv_cache,
 )
 from minivllm.models.config import ModelConfig
 from minivllm.models.llama import LlamaModel, fuse
 from minivllm.models.loader import load_model, tiny_random_model
+from minivllm.models.ops import write_kv_cache
 from minivllm.runner import ModelRunner
 from minivllm.tokenizer import tiny_tokenizer
 
@@ -41,7 +41,7 @@ def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, AttentionMetada
     cache = torch.randn(2, 64, BLOCK_SIZE, 2, 16, generator=generator)
     query = torch.randn(sum(query_lens), 6, 16, generator=generator)
     slots = torch.zeros(len(query), dtype=torch.long)
-    return query, cache, AttentionMetadata(slots, query_lens, contexts, tables)
+    return query, cache, AttentionMetadata.of(slots, query_lens, contexts, tables)
 
 
 @pytest.mark.parametrize("seed", range(12))

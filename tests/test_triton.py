@@ -35,7 +35,7 @@ def batch(seed: int, block_size: int, num_heads: int, num_kv_heads: int, head_di
     cache = torch.randn(2, num_blocks, block_size, num_kv_heads, head_dim, generator=generator)
     query = torch.randn(sum(query_lens), num_heads, head_dim, generator=generator)
     slots = torch.zeros(len(query), dtype=torch.long)
-    return query, cache, AttentionMetadata(slots, query_lens, contexts, tables)
+    return query, cache, AttentionMetadata.of(slots, query_lens, contexts, tables)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -255,9 +255,7 @@ def judge(part_id: str, payload: Any, *, seconds: float = SECONDS) -> Verdict:
         last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         if "MemoryError" in err or process.returncode < 0:
             return refused(TOO_LARGE)
-        return Verdict(
-            part_id, False, 0, points, f"The judge broke: {last[:300]}", broken=True
-        )
+        return Verdict(part_id, False, 0, points, f"The judge broke: {last[:300]}", broken=True)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Attention over a paged KV cache, three times: obvious, fast, and batch-invariant.
+"""Attention over a paged KV cache: obvious, by PyTorch, by our CPU kernel, and batch-invariant.
 
-A fourth, for GPUs, is in `triton_attention`. All compute the same thing. The keys and values of a
+A fifth, for GPUs, is in `triton_attention`. All compute the same thing. The keys and values of a
 sequence lie scattered over blocks (PagedAttention, Kwon et al. 2023); its block table says where.
 Every query token attends to the tokens of its own sequence, up to itself.
 
@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minivllm.core.config import check_choice
+from minivllm.core.kv_cache_manager import cdiv
+from minivllm.models.cpu_kernels import CPUKernels, load_kernels
 
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
@@ -60,26 +63,47 @@ class AttentionMetadata:
 
     Attributes:
         slot_mapping: [T] slot of each token: block id × block size + offset in the block.
-        query_lens: query tokens of each request, in the order of the rows.
-        context_lens: keys that the last of them sees.
-        block_tables: blocks of each request.
+        query_lens: [requests] query tokens of each request, in the order of the rows.
+        context_lens: [requests] keys that the last of them sees.
+        block_tables: [requests, blocks of the longest] block ids, padded with the null block.
     """
 
     slot_mapping: Tensor
-    query_lens: list[int]
-    context_lens: list[int]
-    block_tables: list[list[int]]
+    query_lens: np.ndarray
+    context_lens: np.ndarray
+    block_tables: np.ndarray
     decode_groups: list[DecodeGroup] = field(default_factory=list)
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     tiles: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
     """Batch-invariant only: (block tables, positions, blocks of keys) of each tile of queries."""
 
+    @classmethod
+    def of(
+        cls,
+        slot_mapping: Tensor,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+    ) -> AttentionMetadata:
+        """From plain lists; the block tables may differ in length."""
+        width = max(len(table) for table in block_tables)
+        padded = [[*table, *[0] * (width - len(table))] for table in block_tables]
+        return cls(slot_mapping, np.array(query_lens), np.array(context_lens), np.array(padded))
 
-def write_kv_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Store keys and values [T, Hkv, D] in their slots of one layer's cache [2, blocks, ...]."""
-    slots = kv_cache.flatten(1, 2)
-    slots[0].index_copy_(0, slot_mapping, key)
-    slots[1].index_copy_(0, slot_mapping, value)
+    @property
+    def num_decodes(self) -> int:
+        """Requests with a single query token; in a step they come first."""
+        return int(np.count_nonzero(self.query_lens == 1))
+
+
+def token_positions(
+    query_lens: np.ndarray, context_lens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each query token, in the order of the rows: its position, and whose it is (an index)."""
+    requests = np.repeat(np.arange(len(query_lens)), query_lens)
+    first_rows = np.cumsum(query_lens) - query_lens
+    first_positions = context_lens - query_lens
+    return np.arange(len(requests)) + (first_positions - first_rows)[requests], requests
 
 
 def reference_paged_attention(
@@ -131,56 +155,49 @@ class PagedAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Work out groups, indices and masks, for all layers. Single-token requests come first."""
-        lens, tables = metadata.context_lens, metadata.block_tables
-        num_decodes = sum(n == 1 for n in metadata.query_lens)
-        start = 0
-        for end in _group_ends([len(table) for table in tables[:num_decodes]], self.block_size):
-            width = max(len(table) for table in tables[start:end])
-            ids = [table + [0] * (width - len(table)) for table in tables[start:end]]
-            keys = torch.arange(width * self.block_size, device=self.device)
-            seen = keys < self._indices(lens[start:end])[:, None]
-            metadata.decode_groups.append(
-                DecodeGroup(
-                    slice(start, end),
-                    self._indices(ids).flatten(),
-                    self._additive(seen)[:, None, None, :],
-                )
-            )
-            start = end
-        row = num_decodes
+        self._prepare_decodes(metadata)
+        row = num_decodes = metadata.num_decodes
         for query_len, context_len, table in zip(
-            metadata.query_lens[num_decodes:], lens[num_decodes:], tables[num_decodes:], strict=True
+            metadata.query_lens[num_decodes:].tolist(),
+            metadata.context_lens[num_decodes:].tolist(),
+            metadata.block_tables[num_decodes:],
+            strict=True,
         ):
             mask = None
             if query_len < context_len:
                 ones = torch.ones(query_len, context_len, dtype=torch.bool, device=self.device)
                 mask = self._additive(ones.tril(context_len - query_len))
-            metadata.prefill_chunks.append(
-                PrefillChunk(slice(row, row + query_len), self._indices(table), context_len, mask)
-            )
+            block_ids = self._indices(table[: cdiv(context_len, self.block_size)])
+            rows = slice(row, row + query_len)
+            metadata.prefill_chunks.append(PrefillChunk(rows, block_ids, context_len, mask))
             row += query_len
+
+    def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
+        lens = metadata.context_lens[: metadata.num_decodes]
+        num_blocks = -(-lens // self.block_size)
+        start = 0
+        for end in _group_ends(num_blocks.tolist(), self.block_size):
+            width = num_blocks[start:end].max()
+            keys = torch.arange(width * self.block_size, device=self.device)
+            seen = keys < self._indices(lens[start:end])[:, None]
+            metadata.decode_groups.append(
+                DecodeGroup(
+                    slice(start, end),
+                    self._indices(metadata.block_tables[start:end, :width]).flatten(),
+                    self._additive(seen)[:, None, None, :],
+                )
+            )
+            start = end
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
         """As `reference_paged_attention`."""
-        output = torch.empty_like(query)
+        output = query.new_empty(query.shape)
+        self._decode(query, kv_cache, metadata, scale, output)
         _, num_heads, head_dim = query.shape
         num_kv_heads = self.num_kv_heads
         heads_per_kv = num_heads // num_kv_heads
-
-        for group in metadata.decode_groups:
-            rows = group.rows
-            keys, values = self._gather(kv_cache, group.block_ids, rows.stop - rows.start)
-            # [group, Hkv, queries that share the head, D]: the group's heads are its queries.
-            output[rows] = F.scaled_dot_product_attention(
-                query[rows].view(-1, num_kv_heads, heads_per_kv, head_dim),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                attn_mask=group.mask,
-                scale=scale,
-            ).reshape(-1, num_heads, head_dim)
-
         for chunk in metadata.prefill_chunks:
             rows = chunk.rows
             gathered = self._gather(kv_cache, chunk.block_ids, 1)
@@ -193,7 +210,7 @@ class PagedAttention:
             # [Hkv, queries' heads that share it, query tokens, D]
             output[rows] = (
                 F.scaled_dot_product_attention(
-                    query[rows].view(-1, num_kv_heads, heads_per_kv, head_dim).permute(1, 2, 0, 3),
+                    query[rows].unflatten(1, (num_kv_heads, heads_per_kv)).permute(1, 2, 0, 3),
                     keys,
                     values,
                     attn_mask=chunk.mask,
@@ -204,6 +221,27 @@ class PagedAttention:
                 .reshape(-1, num_heads, head_dim)
             )
         return output
+
+    def _decode(
+        self,
+        query: Tensor,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        output: Tensor,
+    ) -> None:
+        """Write the rows of the requests with one query token."""
+        for group in metadata.decode_groups:
+            rows = group.rows
+            keys, values = self._gather(kv_cache, group.block_ids, rows.stop - rows.start)
+            # [group, Hkv, queries that share the head, D]: the group's heads are its queries.
+            output[rows] = F.scaled_dot_product_attention(
+                query[rows].unflatten(1, (self.num_kv_heads, -1)),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=group.mask,
+                scale=scale,
+            ).flatten(1, 2)
 
     def _gather(self, kv_cache: Tensor, block_ids: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Copy blocks side by side: keys and values, each [batch, tokens, Hkv, D]."""
@@ -219,8 +257,8 @@ class PagedAttention:
             both.append(part.view(shape))
         return both[0], both[1]
 
-    def _indices(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+    def _indices(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     def _additive(self, seen: Tensor) -> Tensor:
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
@@ -241,6 +279,42 @@ def _group_ends(num_blocks: Sequence[int], block_size: int) -> list[int]:
     return [*ends, len(num_blocks)] if num_blocks else []
 
 
+class CPUPagedAttention(PagedAttention):
+    """As `PagedAttention`, but decodes by our C kernel: it reads the pages where they lie.
+
+    Raises:
+        ValueError: if the kernel cannot be compiled here, or does not take such tensors.
+    """
+
+    def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
+        super().__init__(block_size, num_kv_heads, dtype, device)
+        kernels = load_kernels()
+        if kernels is None or device != "cpu" or dtype != torch.float32:
+            raise ValueError(
+                f"attention_backend='cpu' needs Linux, a C compiler (cc) and float32 on a CPU; "
+                f"this is {dtype} on {device}. Leave attention_backend at 'auto'"
+            )
+        self.kernels: CPUKernels = kernels
+
+    def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
+        num_decodes = metadata.num_decodes
+        self._tables = self._indices(metadata.block_tables[:num_decodes]).contiguous()
+        self._lens = self._indices(metadata.context_lens[:num_decodes]).contiguous()
+
+    def _decode(
+        self,
+        query: Tensor,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        output: Tensor,
+    ) -> None:
+        if num_decodes := len(self._lens):
+            self.kernels.paged_attention(
+                query[:num_decodes], kv_cache, self._tables, self._lens, scale, output
+            )
+
+
 class Attention(Protocol):
     """What the model asks of an attention; `prepare` comes once before the layers of each step."""
 
@@ -253,13 +327,16 @@ class Attention(Protocol):
         """As `reference_paged_attention`."""
 
 
-ATTENTION_BACKENDS = ("auto", "sdpa", "triton")
+ATTENTION_BACKENDS = ("auto", "sdpa", "cpu", "triton")
 
 
 def attention_class(
-    backend: str, device: str, batch_invariant: bool
+    backend: str, device: str, batch_invariant: bool, *, kernel_fits: bool = True
 ) -> Callable[[int, int, torch.dtype, str], Attention]:
-    """The attention to use: "auto" is Triton's on a GPU where Triton is installed, else SDPA's.
+    """The attention to use: "auto" is the device's own kernel if it can be had, else SDPA's.
+
+    Args:
+        kernel_fits: the CPU kernel takes this dtype and these heads.
 
     Raises:
         ValueError: if `backend` is no name in `ATTENTION_BACKENDS`, if "triton" is asked for and
@@ -280,6 +357,10 @@ def attention_class(
         from minivllm.models.triton_attention import TritonPagedAttention
 
         return TritonPagedAttention
+    if backend == "cpu" or (
+        backend == "auto" and device == "cpu" and kernel_fits and load_kernels() is not None
+    ):
+        return CPUPagedAttention
     return PagedAttention
 
 
@@ -305,25 +386,22 @@ class BatchInvariantAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Give each tile of query tokens its block tables. Rows that only pad see one key."""
-        tables: list[list[int]] = []
-        positions: list[int] = []
-        for query_len, context_len, table in zip(
-            metadata.query_lens, metadata.context_lens, metadata.block_tables, strict=True
-        ):
-            tables += [table] * query_len
-            positions += range(context_len - query_len, context_len)
-        padding = len(metadata.slot_mapping) - len(tables)
-        tables += [[0]] * padding
-        positions += [0] * padding
+        lens = metadata.query_lens
+        positions, requests = token_positions(lens, metadata.context_lens)
+        tables = metadata.block_tables[requests]
+        padding = len(metadata.slot_mapping) - len(positions)
+        positions = np.pad(positions, (0, padding))
+        most = cdiv(int(positions.max()) + 1, KEY_TILE) * (KEY_TILE // self.block_size)
+        missing = max(most - tables.shape[1], 0)
+        tables = np.pad(tables, ((0, padding), (0, missing)))
         for start in range(0, len(tables), QUERY_TILE):
             tile = slice(start, start + QUERY_TILE)
-            num_tiles = max(positions[tile]) // KEY_TILE + 1
+            num_tiles = int(positions[tile].max()) // KEY_TILE + 1
             width = num_tiles * (KEY_TILE // self.block_size)
-            padded = [(table + [0] * (width - len(table)))[:width] for table in tables[tile]]
             metadata.tiles.append(
                 (
-                    torch.tensor(padded, dtype=torch.long, device=self.device),
-                    torch.tensor(positions[tile], dtype=torch.long, device=self.device),
+                    torch.from_numpy(tables[tile, :width]).to(self.device),
+                    torch.from_numpy(positions[tile]).to(self.device),
                     num_tiles,
                 )
             )

@@ -19,9 +19,10 @@ from minivllm.models.attention import (
     QUERY_TILE,
     AttentionMetadata,
     attention_class,
-    write_kv_cache,
 )
 from minivllm.models.config import ModelConfig
+from minivllm.models.cpu_kernels import can_attend, load_kernels
+from minivllm.models.ops import Ops
 
 
 @dataclass
@@ -75,11 +76,19 @@ class LlamaModel:
         self.dtype = dtype
         self.device = device
         self.row_tile = QUERY_TILE if batch_invariant else None
-        attention = attention_class(attention_backend, device, batch_invariant)
+        attention = attention_class(
+            attention_backend,
+            device,
+            batch_invariant,
+            kernel_fits=dtype == torch.float32 and can_attend(config),
+        )
+        self.ops = Ops()
+        if device == "cpu" and dtype == torch.float32 and not batch_invariant:
+            self.ops = load_kernels() or self.ops
         self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
         self._load(weights)
-        self.cos, self.sin = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
+        self.rope = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
         if batch_invariant:
             self._check_rows_are_independent()
 
@@ -102,13 +111,15 @@ class LlamaModel:
         Returns:
             Logits [S, vocab_size], float32: the LM head runs on these rows only.
         """
-        cos, sin = self.cos[positions], self.sin[positions]
         hidden = F.embedding(token_ids, self.embed)
+        num_heads = self.config.num_attention_heads
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            query, key, value = self._by_rows(self._qkv, layer, hidden, cos, sin)
+            (qkv,) = self._by_rows(self._qkv, layer, hidden)
             # All are written before any is read: a request may share a block with one that
             # fills it in this very step.
-            write_kv_cache(key, value, kv_cache, metadata.slot_mapping)
+            query = self.ops.rotate_and_store(
+                qkv, num_heads, self.rope, positions, kv_cache, metadata.slot_mapping
+            )
             attended = self.attention(query, kv_cache, metadata, self.scale)
             (hidden,) = self._by_rows(self._mlp, layer, hidden, attended)
         num_sampled = len(sampled_rows)
@@ -117,37 +128,31 @@ class LlamaModel:
         (logits,) = self._by_rows(self._lm_head, None, hidden[sampled_rows])
         return logits[:num_sampled]
 
-    def _qkv(
-        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states [T, hidden] to queries [T, Hq, D], keys and values [T, Hkv, D]."""
-        num_heads, num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+    def _qkv(self, layer: Layer, hidden: Tensor) -> tuple[Tensor]:
+        """Hidden states [T, hidden] to the heads of queries, keys and values, [T, heads, D]."""
         normed = self._rms_norm(hidden, layer.input_norm)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, self.config.head_dim))
-        query_key, value = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query, key = query_key.split((num_heads, num_kv_heads), dim=1)
-            query_key = torch.cat(
-                (self._rms_norm(query, layer.q_norm), self._rms_norm(key, layer.k_norm)), dim=1
-            )
-        query, key = _rotate(query_key, cos, sin).split((num_heads, num_kv_heads), dim=1)
-        return query.contiguous(), key, value
+        qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias)
+        heads = qkv.view(len(qkv), -1, self.config.head_dim)
+        if layer.q_norm is None or layer.k_norm is None:
+            return (heads,)
+        num_heads, num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        normed_heads = (self._rms_norm(query, layer.q_norm), self._rms_norm(key, layer.k_norm))
+        return (torch.cat((*normed_heads, value), dim=1),)
 
     def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> tuple[Tensor]:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
-        hidden = hidden + F.linear(attended.flatten(1), layer.o, layer.o_bias)
+        hidden = self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
         normed = self._rms_norm(hidden, layer.post_attention_norm)
-        gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        return (hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias),)
+        gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias)
+        activated = self.ops.silu_and_mul(gate_up)
+        return (self.ops.add_linear(hidden, activated, layer.down, layer.down_bias),)
 
     def _lm_head(self, _: None, hidden: Tensor) -> tuple[Tensor]:
-        return (F.linear(self._rms_norm(hidden, self.norm), self.lm_head).float(),)
+        return (self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head).float(),)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Root-mean-square norm (Zhang & Sennrich 2019), in float32 as the models were trained."""
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return weight * x32.to(x.dtype)
+        return self.ops.rms_norm(x, weight, self.config.rms_norm_eps)
 
     def _by_rows(
         self, function: Callable[..., tuple[Tensor, ...]], layer: Layer | None, *args: Tensor
@@ -215,7 +220,7 @@ class LlamaModel:
     def _rope_table(
         self, max_model_len: int, frequency_factors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position's rotation angles, each [max_model_len, 1, D / 2]."""
+        """cos and sin of every position's rotation angles, as `Ops.rotate_and_store` wants them."""
         config = self.config
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         frequencies = 1.0 / config.rope_theta**exponents
@@ -223,11 +228,10 @@ class LlamaModel:
             frequencies = frequencies / frequency_factors.float()
         frequencies = _scale_rope(frequencies, config.rope)
         positions = torch.arange(max_model_len, dtype=torch.float32)
-        angles = torch.outer(positions, frequencies)[:, None, :]
-        return (
-            angles.cos().to(dtype=self.dtype, device=self.device),
-            angles.sin().to(dtype=self.dtype, device=self.device),
-        )
+        angles = torch.outer(positions, frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
 
     def _check_rows_are_independent(self) -> None:
         """Fixed shapes give invariance only if a row's result ignores its neighbours and its
@@ -250,12 +254,6 @@ class LlamaModel:
                     f"{tuple(matrix.shape)} matrix of {self.dtype} gives a row other bits in "
                     f"another place of its tile"
                 )
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of heads [T, H, D], the two halves of D paired."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _scale_rope(frequencies: Tensor, rope: Mapping[str, float | str]) -> Tensor:

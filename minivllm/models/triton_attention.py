@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -128,27 +129,26 @@ class TritonPagedAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Cut the queries into tiles, once for all layers."""
-        width = max((len(table) for table in metadata.block_tables), default=1)
-        padded = [table + [0] * (width - len(table)) for table in metadata.block_tables]
-        self._tables = self._indices(padded).view(-1, width)
-        decodes: list[tuple[int, int, int, int]] = []
-        chunks: list[tuple[int, int, int, int]] = []
-        row = 0
-        for request, (query_len, context_len) in enumerate(
-            zip(metadata.query_lens, metadata.context_lens, strict=True)
-        ):
-            position = context_len - query_len
-            if query_len == 1:
-                decodes.append((request, row, position, 1))
-            for start in range(0, query_len if query_len > 1 else 0, PREFILL_TILE):
-                length = min(PREFILL_TILE, query_len - start)
-                chunks.append((request, row + start, position + start, length))
-            row += query_len
-        self._launches = [
-            Launch(size, *self._indices(tiles).T.contiguous())
-            for size, tiles in ((1, decodes), (PREFILL_TILE, chunks))
-            if tiles
-        ]
+        self._tables = self._indices(metadata.block_tables)
+        lens, first = metadata.query_lens, metadata.context_lens - metadata.query_lens
+        rows = np.cumsum(lens) - lens
+        self._launches = []
+        for size, chosen in ((1, lens == 1), (PREFILL_TILE, lens > 1)):
+            # Tiles are numbered through; each lies some tiles into its request.
+            tiles = -(-lens[chosen] // size)
+            request = np.flatnonzero(chosen).repeat(tiles)
+            into = (np.arange(tiles.sum()) - (np.cumsum(tiles) - tiles).repeat(tiles)) * size
+            if len(request):
+                length = np.minimum(lens[request] - into, size)
+                columns = (request, rows[request] + into, first[request] + into, length)
+                self._launches.append(Launch(size, *(self._indices(column) for column in columns)))
+
+    def prepare_decodes(self, block_tables: Tensor, positions: Tensor) -> None:
+        """Let all calls read one token's request in each row from these tensors, int32, as they
+        are when the kernel runs: a CUDA graph replays the call, with other contents."""
+        rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
+        self._tables = block_tables
+        self._launches = [Launch(1, rows, rows, positions, torch.ones_like(rows))]
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
@@ -180,5 +180,5 @@ class TritonPagedAttention:
             )
         return output
 
-    def _indices(self, values: list[list[int]] | list[tuple[int, int, int, int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
+    def _indices(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int32)).to(self.device, non_blocking=True)

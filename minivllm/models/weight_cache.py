@@ -33,16 +33,16 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "minivllm"
 
 
-def cached(source: Path, convert: Callable[[Path, Path], None]) -> Path:
+def cached(source: Path, convert: Callable[[Path, Path], None], variant: str = "") -> Path:
     """The directory that `convert(source, directory)` fills, from the cache if it is sound.
 
-    A truncated, corrupted or outdated entry is rebuilt. Of two processes that convert at the
-    same time, the second waits for the first.
+    `variant` tells conversions of one file apart. A truncated, corrupted or outdated entry is
+    rebuilt. Of two processes that convert at the same time, the second waits for the first.
 
     Raises:
         OSError: if the cache cannot be written; the message names `MINIVLLM_CACHE`.
     """
-    identity = fingerprint(source)
+    identity = fingerprint(source, variant)
     entry = cache_root() / f"{source.stem}-{identity[:16]}"
     if find_fault(entry, identity) is None:
         return entry
@@ -69,10 +69,10 @@ def cached(source: Path, convert: Callable[[Path, Path], None]) -> Path:
     return entry
 
 
-def fingerprint(source: Path) -> str:
+def fingerprint(source: Path, variant: str = "") -> str:
     """Identity of a file: its size and a hash over samples of 64 KiB, wherever it lies."""
     size = source.stat().st_size
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {size}".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {size}{variant}".encode())
     with source.open("rb") as file:
         for index in range(65):
             file.seek(max(0, (size - (1 << 16)) * index // 64))

@@ -1,0 +1,317 @@
+/* A decoder layer's operators for a CPU, in float32.
+ *
+ * A decode step has few rows, so its time is the time to read: every weight once, every key and
+ * value once. BLAS libraries are made for the other case, many rows, and read at a third of what
+ * memory can give. `linear` and `paged_attention` read in order, ask for what comes next while they
+ * compute, and copy nothing; the small operators between them pass over their data once.
+ * `minivllm/models/cpu_kernels.py` compiles them on first use and calls them.
+ *
+ * Arrays are row-major; where rows do not lie one after the other, a stride says how far apart they
+ * begin. Widths are multiples of 8. Each result is summed in one fixed order, whatever the number of
+ * rows or threads: the same row gives the same bits in any batch.
+ */
+#include <math.h>
+#include <stdint.h>
+
+#define LANES 8
+#define UNROLL _Pragma("GCC unroll 16")
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+static inline vec load(const float *from) { return *(const vec *)from; }
+static inline void store(float *to, vec value) { *(vec *)to = value; }
+
+static inline float sum(vec v) {
+    float total = 0;
+    UNROLL for (int lane = 0; lane < LANES; lane++) total += v[lane];
+    return total;
+}
+
+/* Sums of two vectors, by halves: a few shuffles and adds instead of fourteen adds. */
+static inline void sum_two(vec a, vec b, float pair[2]) {
+    vec ab = __builtin_shuffle(a, b, (ivec){0, 8, 2, 10, 4, 12, 6, 14})
+           + __builtin_shuffle(a, b, (ivec){1, 9, 3, 11, 5, 13, 7, 15});
+    ab += __builtin_shuffle(ab, (ivec){2, 3, 2, 3, 6, 7, 6, 7});
+    pair[0] = ab[0] + ab[4];
+    pair[1] = ab[1] + ab[5];
+}
+
+/* --- tiles of products ------------------------------------------------------------------- */
+
+#define TILE_OUT 4 /* rows of w at a time ... */
+#define TILE_ROWS 3 /* ... by rows of x: 12 running sums fit a core's 16 vector registers */
+
+/* Rows of some array: where the first begins, and how far it is to the next. */
+typedef struct { const float *at; int64_t stride; } rows_of;
+
+/* y[r][o] = x[r] · w[o] (or += , to accumulate), for a few rows of each. While it computes it asks
+ * memory for the two rows at `next`, which will be wanted soon. */
+static inline __attribute__((always_inline)) void
+tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w, rows_of next,
+     int64_t columns, int accumulate) {
+    vec sums[TILE_OUT][TILE_ROWS];
+    UNROLL for (int o = 0; o < num_out; o++)
+        UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] = (vec){0};
+    for (int64_t k = 0; k < columns; k += LANES) {
+        if (next.at) {
+            __builtin_prefetch(next.at + k);
+            __builtin_prefetch(next.at + next.stride + k);
+        }
+        vec xs[TILE_ROWS];
+        UNROLL for (int r = 0; r < num_rows; r++) xs[r] = load(x.at + r * x.stride + k);
+        UNROLL for (int o = 0; o < num_out; o++) {
+            vec ws = load(w.at + o * w.stride + k);
+            UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] += ws * xs[r];
+        }
+    }
+    UNROLL for (int r = 0; r < num_rows; r++)
+        UNROLL for (int o = 0; o < num_out; o += 2) {
+            float pair[2], *to = y + r * y_stride + o;
+            sum_two(sums[o][r], o + 1 < num_out ? sums[o + 1][r] : (vec){0}, pair);
+            to[0] = pair[0] + (accumulate ? to[0] : 0);
+            if (o + 1 < num_out) to[1] = pair[1] + (accumulate ? to[1] : 0);
+        }
+}
+
+/* The same for any number of rows up to a tile's. */
+static inline void
+tile_of(int64_t num_out, int64_t num_rows, float *y, int64_t y_stride, rows_of x, rows_of w,
+        rows_of next, int64_t columns, int accumulate) {
+    if (num_out == TILE_OUT && num_rows == 3)
+        tile(TILE_OUT, 3, y, y_stride, x, w, next, columns, accumulate);
+    else if (num_out == TILE_OUT && num_rows == 2)
+        tile(TILE_OUT, 2, y, y_stride, x, w, next, columns, accumulate);
+    else if (num_out == TILE_OUT)
+        tile(TILE_OUT, 1, y, y_stride, x, w, next, columns, accumulate);
+    else
+        for (int64_t o = 0; o < num_out; o++)
+            for (int64_t r = 0; r < num_rows; r++)
+                tile(1, 1, y + r * y_stride + o, 0, (rows_of){x.at + r * x.stride, 0},
+                     (rows_of){w.at + o * w.stride, 0}, (rows_of){0}, columns, accumulate);
+}
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
+
+#define TILE_COLUMNS 768 /* so many of four weight rows (and three rows of x) stay in L1 */
+
+/* x [rows, in], w [out, in] -> y [rows, out], or y + that, to `accumulate`. */
+void linear(float *y, const float *x, int64_t x_stride, const float *w, int64_t rows,
+            int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+    int64_t num_groups = (out_features + TILE_OUT - 1) / TILE_OUT;
+    #pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t group = 0; group < num_groups; group++) {
+        int64_t out = group * TILE_OUT, num_out = min(out_features - out, TILE_OUT);
+        for (int64_t k = 0; k < in_features; k += TILE_COLUMNS) {
+            int64_t columns = min(in_features - k, TILE_COLUMNS);
+            rows_of weights = {w + out * in_features + k, in_features};
+            /* What this thread reads next: more columns of these rows, or the rows below. */
+            const float *next = k + columns < in_features ? weights.at + columns
+                              : w + (out + TILE_OUT) * in_features;
+            int64_t num_ahead = out + 2 * TILE_OUT <= out_features && rows > TILE_ROWS ? TILE_OUT : 0;
+            for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+                int64_t ahead = row / TILE_ROWS * 2;
+                tile_of(num_out, min(rows - row, TILE_ROWS), y + row * out_features + out, out_features,
+                        (rows_of){x + row * x_stride + k, x_stride}, weights,
+                        (rows_of){ahead < num_ahead ? next + ahead * in_features : 0, in_features},
+                        columns, accumulate || k > 0);
+            }
+        }
+    }
+}
+
+/* --- between the products ------------------------------------------------------------------------ */
+
+#define FEW_ROWS 4 /* not worth waking other threads for */
+
+/* y = x / rms(x) * weight, row by row (Zhang & Sennrich 2019). */
+void rms_norm(float *y, const float *x, const float *weight, int64_t rows, int64_t width, float eps,
+              int num_threads) {
+    #pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > FEW_ROWS)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = x + row * width;
+        vec squares[2] = {0}; /* two sums: an add need not wait for the one before it */
+        for (int64_t i = 0; i < width; i += LANES)
+            squares[i / LANES % 2] += load(from + i) * load(from + i);
+        float scale = 1 / sqrtf(sum(squares[0] + squares[1]) / width + eps);
+        for (int64_t i = 0; i < width; i += LANES)
+            store(y + row * width + i, load(from + i) * scale * load(weight + i));
+    }
+}
+
+/* e^x for x <= 0: 2^n times a polynomial (Cephes' expf), eight at a time. Below -87 it is 0. */
+static inline vec exp_vec(vec x) {
+    ivec i = __builtin_convertvector(x * 1.44269504f - 0.5f, ivec); /* log2(e) */
+    vec n = __builtin_convertvector(i, vec);
+    vec f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = ((((1.9875691500e-4f * f + 1.3981999507e-3f) * f + 8.3334519073e-3f) * f
+              + 4.1665795894e-2f) * f + 1.6666665459e-1f) * f + 5.0000001201e-1f;
+    ivec result = (ivec)(p * f * f + f + 1.0f) + (i << 23);
+    return (vec)(result & (x > -87.0f));
+}
+
+/* The first half of each row of gate_up [rows, 2 * width] becomes silu(gate) * up. */
+void silu_and_mul(float *gate_up, int64_t rows, int64_t width, int num_threads) {
+    #pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > FEW_ROWS)
+    for (int64_t row = 0; row < rows; row++) {
+        float *gate = gate_up + row * 2 * width;
+        for (int64_t i = 0; i < width; i += LANES) {
+            vec g = load(gate + i), one = (vec){0} + 1.0f;
+            vec e = exp_vec((vec)((ivec)g | INT32_MIN)); /* e^-|g|: it cannot overflow */
+            ivec negative = g < 0;
+            vec numerator = (vec)(((ivec)e & negative) | ((ivec)one & ~negative));
+            store(gate + i, g * numerator / (one + e) * load(gate + width + i));
+        }
+    }
+}
+
+/* Turn the queries and keys in qkv [rows, (heads + 2 * kv_heads) * dim] by their positions (RoPE, Su
+ * et al. 2021), in place, and put keys and values into their slots of the cache. cos and sin are
+ * [positions, dim], sin negative in the first half. */
+void rotate_and_store(float *qkv, const float *cos, const float *sin, const int64_t *positions,
+                      const int64_t *slots, float *keys, float *values, int64_t rows,
+                      int64_t num_heads, int64_t num_kv_heads, int64_t dim, int num_threads) {
+    int64_t half = dim / 2, kv_width = num_kv_heads * dim;
+    #pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > FEW_ROWS)
+    for (int64_t row = 0; row < rows; row++) {
+        float *heads = qkv + row * (num_heads * dim + 2 * kv_width);
+        const float *c = cos + positions[row] * dim, *s = sin + positions[row] * dim;
+        for (float *head = heads; head < heads + (num_heads + num_kv_heads) * dim; head += dim)
+            for (int64_t i = 0; i < half; i += LANES) {
+                vec first = load(head + i), second = load(head + half + i);
+                store(head + i, first * load(c + i) + second * load(s + i));
+                store(head + half + i, second * load(c + half + i) + first * load(s + half + i));
+            }
+        const float *key = heads + num_heads * dim, *value = key + kv_width;
+        for (int64_t i = 0; i < kv_width; i += LANES) {
+            store(keys + slots[row] * kv_width + i, load(key + i));
+            store(values + slots[row] * kv_width + i, load(value + i));
+        }
+    }
+}
+
+/* --- paged attention of single query tokens --------------------------------------------------- */
+
+#define MAX_HEADS 128
+#define MAX_GROUP 16 /* query heads that share a key/value head */
+#define SLICE 16 /* keys that are looked at in one turn */
+
+/* result[g] = result[g] * shrink[g] + weights[g] · values, for a few heads and 32 columns. */
+static inline __attribute__((always_inline)) void
+add_values(int num_heads, float *result, int64_t dim, const float *shrink,
+           const float weights[][SLICE], rows_of values, int64_t count) {
+    for (int64_t d = 0; d < dim; d += LANES * 4) {
+        int64_t vecs = min(4, (dim - d) / LANES);
+        if (vecs == 4) {
+            vec sums[TILE_ROWS][4];
+            UNROLL for (int g = 0; g < num_heads; g++)
+                UNROLL for (int v = 0; v < 4; v++)
+                    sums[g][v] = load(result + g * dim + d + v * LANES) * shrink[g];
+            for (int64_t t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < 4; v++) {
+                    vec value = load(values.at + t * values.stride + d + v * LANES);
+                    UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += weights[g][t] * value;
+                }
+            UNROLL for (int g = 0; g < num_heads; g++)
+                UNROLL for (int v = 0; v < 4; v++) store(result + g * dim + d + v * LANES, sums[g][v]);
+        } else
+            for (int64_t v = 0; v < vecs; v++)
+                for (int g = 0; g < num_heads; g++) {
+                    vec sums = load(result + g * dim + d + v * LANES) * shrink[g];
+                    for (int64_t t = 0; t < count; t++)
+                        sums += weights[g][t] * load(values.at + t * values.stride + d + v * LANES);
+                    store(result + g * dim + d + v * LANES, sums);
+                }
+    }
+}
+
+/* Update the running softmax of some heads with the scores of up to SLICE keys, which become weights;
+ * `shrink` is what the sums so far must be multiplied by (FlashAttention, Dao et al. 2022). */
+static inline void
+softmax_slice(int64_t group, float weights[][SLICE], int64_t count, float scale, float *highest,
+              float *total, float *shrink) {
+    for (int64_t g = 0; g < group; g++) {
+        float peak = highest[g];
+        for (int64_t t = count; t < SLICE; t++) weights[g][t] = -INFINITY;
+        for (int64_t t = 0; t < count; t++) {
+            weights[g][t] *= scale;
+            peak = weights[g][t] > peak ? weights[g][t] : peak;
+        }
+        shrink[g] = exp_vec((vec){highest[g] - peak})[0];
+        vec sums = {0};
+        UNROLL for (int64_t t = 0; t < SLICE; t += LANES) {
+            vec weight = exp_vec(load(weights[g] + t) - peak);
+            store(weights[g] + t, weight);
+            sums += weight;
+        }
+        total[g] = total[g] * shrink[g] + sum(sums);
+        highest[g] = peak;
+    }
+}
+
+static inline void prefetch_rows(rows_of rows, int64_t count, int64_t width) {
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(rows.at + t * rows.stride + d);
+}
+
+/* query [requests, heads, D]; keys, values [blocks, block_size, kv_heads, D]; block_tables
+ * [requests, table_width] -> output as query. One query token for each request; it sees the
+ * first context_lens[request] keys. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
+void paged_attention(float *output, const float *query, int64_t query_stride, const float *keys,
+                     const float *values, const int64_t *block_tables, int64_t table_width,
+                     const int64_t *context_lens, int64_t num_requests, int64_t num_heads,
+                     int64_t num_kv_heads, int64_t dim, int64_t block_size, float scale,
+                     int num_threads) {
+    int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim;
+    /* A thread takes a request with all its heads, which lie side by side; if there are few, a head. */
+    int64_t heads_per_task = num_requests >= 2 * num_threads ? num_kv_heads : 1;
+    int64_t tasks_per_request = num_kv_heads / heads_per_task;
+    #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
+    for (int64_t task = 0; task < num_requests * tasks_per_request; task++) {
+        int64_t request = task / tasks_per_request, num_task_heads = heads_per_task * group;
+        int64_t first_kv_head = task % tasks_per_request * heads_per_task;
+        const float *q = query + request * query_stride + first_kv_head * group * dim;
+        float *result = output + (request * num_heads + first_kv_head * group) * dim;
+        const int64_t *table = block_tables + request * table_width;
+        int64_t context_len = context_lens[request], count;
+        float weights[MAX_GROUP][SLICE], highest[MAX_HEADS], total[MAX_HEADS], shrink[MAX_GROUP];
+        for (int64_t h = 0; h < num_task_heads; h++) highest[h] = -INFINITY, total[h] = 0;
+        for (int64_t i = 0; i < num_task_heads * dim; i++) result[i] = 0;
+
+        for (int64_t start = 0; start < context_len; start += count) {
+            /* From a position in the sequence to a place in the cache: the block table. */
+            int64_t slot = table[start / block_size] * block_size + start % block_size;
+            int64_t place = slot * stride + first_kv_head * dim;
+            count = min(min(block_size - start % block_size, SLICE), context_len - start);
+            int64_t after = start + count;
+            if (after < context_len) {
+                int64_t next = table[after / block_size] * block_size + after % block_size;
+                next = next * stride + first_kv_head * dim;
+                prefetch_rows((rows_of){keys + next, stride}, count, heads_per_task * dim);
+                prefetch_rows((rows_of){values + next, stride}, count, heads_per_task * dim);
+            }
+            for (int64_t head = 0; head < num_task_heads; head += group) {
+                rows_of key = {keys + place + head / group * dim, stride};
+                rows_of value = {values + place + head / group * dim, stride};
+                for (int64_t t = 0; t < count; t += TILE_OUT)
+                    for (int64_t g = 0; g < group; g += TILE_ROWS)
+                        tile_of(min(count - t, TILE_OUT), min(group - g, TILE_ROWS), &weights[g][t],
+                                SLICE, (rows_of){q + (head + g) * dim, dim},
+                                (rows_of){key.at + t * stride, stride}, (rows_of){0}, dim, 0);
+                softmax_slice(group, weights, count, scale, highest + head, total + head, shrink);
+                for (int64_t g = 0; g < group; g += TILE_ROWS) {
+                    float *to = result + (head + g) * dim;
+                    if (group - g >= 3)
+                        add_values(3, to, dim, shrink + g, weights + g, value, count);
+                    else if (group - g == 2)
+                        add_values(2, to, dim, shrink + g, weights + g, value, count);
+                    else
+                        add_values(1, to, dim, shrink + g, weights + g, value, count);
+                }
+            }
+        }
+        for (int64_t h = 0; h < num_task_heads; h++)
+            for (int64_t d = 0; d < dim; d++) result[h * dim + d] /= total[h];
+    }
+}

@@ -1,0 +1,239 @@
+"""Our CPU kernels, written in C: compiled on first use, called without copies.
+
+PyTorch calls a BLAS library, which is made for matrices of many rows; a decode step has few, and
+its time is the time to read the weights. `cpu_kernels.c` reads them as fast as memory gives them.
+Where it cannot be compiled (no C compiler, another system than Linux), PyTorch does the work:
+slower, and as exact.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivllm.models.config import ModelConfig
+from minivllm.models.ops import Ops
+from minivllm.models.weight_cache import cached
+
+SOURCE = Path(__file__).with_suffix(".c")
+_LIBRARY = "cpu_kernels.so"
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+_LANES = 8
+"""Floats that the kernels take at once: widths must be a multiple of it."""
+
+MAX_ROWS = 128
+"""Most rows of `x` for which our `linear` beats BLAS (measured: chapter 12)."""
+MAX_HEADS, MAX_GROUP = 128, 16
+"""Most query heads, and most that may share a key/value head, as in `cpu_kernels.c`."""
+
+
+@functools.cache
+def load_kernels() -> CPUKernels | None:
+    """The compiled kernels, from the cache if it has them; None where they cannot be had.
+
+    The environment variable `MINIVLLM_CPU_KERNELS=0` turns them off.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if os.environ.get("MINIVLLM_CPU_KERNELS") == "0" or sys.platform != "linux" or not compiler:
+        return None
+    try:
+        variant = _fingerprint_of_machine(compiler)
+        directory = cached(SOURCE, functools.partial(_compile, compiler), variant)
+        # Loaded after PyTorch's own OpenMP, which has the same name: both use one set of threads.
+        return CPUKernels(ctypes.CDLL(str(directory / _LIBRARY)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).warning("slower: no CPU kernels, %s", error)
+        return None
+
+
+def can_attend(config: ModelConfig) -> bool:
+    """Whether `paged_attention` is made for a model's heads."""
+    num_heads = config.num_attention_heads
+    return (
+        config.head_dim % _LANES == 0
+        and num_heads <= MAX_HEADS
+        and num_heads // config.num_key_value_heads <= MAX_GROUP
+    )
+
+
+def _compile(compiler: str, source: Path, directory: Path) -> None:
+    command = [*compiler.split(), *_FLAGS, "-shared", "-fPIC", str(source), "-o"]
+    done = subprocess.run(
+        [*command, str(directory / _LIBRARY)], capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+
+
+def _fingerprint_of_machine(compiler: str) -> str:
+    """Another compiler or processor needs another binary: home directories travel."""
+    version = subprocess.run(
+        [*compiler.split(), "--version"], capture_output=True, text=True, timeout=60
+    ).stdout
+    cpu = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
+    features = [line for line in cpu if line.lower().startswith(("flags", "features", "model"))]
+    text = "\n".join([platform.machine(), version, *_FLAGS, *features])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CPUKernels(Ops):
+    """The operators by `cpu_kernels.c`, for float32 tensors on the CPU.
+
+    What a kernel is not made for (many rows, odd sizes) goes to PyTorch.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size, count, number = (
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int,
+            ctypes.c_float,
+        )
+        signatures = {
+            "linear": [pointer, pointer, size, pointer, size, size, size, count, count],
+            "rms_norm": [pointer, pointer, pointer, size, size, number, count],
+            "silu_and_mul": [pointer, size, size, count],
+            "rotate_and_store": [pointer] * 7 + [size] * 4 + [count],
+            "paged_attention": [pointer, pointer, size, pointer, pointer, pointer, size, pointer]
+            + [size] * 5
+            + [number, count],
+        }
+        self._kernels: dict[str, Callable[..., None]] = {}
+        for name, argtypes in signatures.items():
+            kernel = getattr(library, name)
+            kernel.argtypes, kernel.restype = argtypes, None
+            self._kernels[name] = kernel
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not _few_rows(x):
+            return super().linear(x, weight, bias)
+        output = x.new_empty(x.shape[0], weight.shape[0])
+        self._multiply(output, x, weight, accumulate=False)
+        return output if bias is None else output.add_(bias)
+
+    def add_linear(
+        self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        if not _few_rows(x):
+            residual.addmm_(x, weight.t())
+        else:
+            self._multiply(residual, x, weight, accumulate=True)
+        return residual if bias is None else residual.add_(bias)
+
+    def _multiply(self, output: Tensor, x: Tensor, weight: Tensor, accumulate: bool) -> None:
+        self._kernels["linear"](
+            output.data_ptr(),
+            x.data_ptr(),
+            x.stride(0),
+            weight.data_ptr(),
+            *(x.shape[0], *weight.shape),
+            accumulate,
+            torch.get_num_threads(),
+        )
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if not x.is_contiguous() or x.shape[-1] % _LANES:
+            return super().rms_norm(x, weight, eps)
+        output = torch.empty_like(x)
+        width = x.shape[-1]
+        self._kernels["rms_norm"](
+            output.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            x.numel() // width,
+            width,
+            eps,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        if width % _LANES:
+            return super().silu_and_mul(gate_up)
+        self._kernels["silu_and_mul"](gate_up.data_ptr(), rows, width, torch.get_num_threads())
+        return gate_up[:, :width]
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        num_heads: int,
+        rope: tuple[Tensor, Tensor],
+        positions: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        rows, _, head_dim = qkv.shape
+        if not qkv.is_contiguous() or head_dim % (2 * _LANES):
+            return super().rotate_and_store(qkv, num_heads, rope, positions, kv_cache, slot_mapping)
+        keys = kv_cache.data_ptr()
+        self._kernels["rotate_and_store"](
+            qkv.data_ptr(),
+            rope[0].data_ptr(),
+            rope[1].data_ptr(),
+            positions.data_ptr(),
+            slot_mapping.data_ptr(),
+            keys,
+            keys + kv_cache.stride(0) * kv_cache.itemsize,
+            rows,
+            num_heads,
+            kv_cache.shape[3],
+            head_dim,
+            torch.get_num_threads(),
+        )
+        return qkv[:, :num_heads]
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        kv_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        output: Tensor,
+    ) -> None:
+        """Attention of one query token for each request, over its pages where they lie.
+
+        Args:
+            query: [requests, Hq, D]; each request's heads lie side by side.
+            kv_cache: [2, num_blocks, block_size, Hkv, D], each half contiguous.
+            block_tables: [requests, blocks of the longest], int64.
+            context_lens: [requests], int64: keys that each sees.
+            output: [requests, Hq, D], contiguous: written.
+        """
+        num_requests, num_heads, head_dim = query.shape
+        keys = kv_cache.data_ptr()
+        self._kernels["paged_attention"](
+            output.data_ptr(),
+            query.data_ptr(),
+            query.stride(0),
+            keys,
+            keys + kv_cache.stride(0) * kv_cache.itemsize,
+            block_tables.data_ptr(),
+            block_tables.shape[1],
+            context_lens.data_ptr(),
+            num_requests,
+            num_heads,
+            kv_cache.shape[3],
+            head_dim,
+            kv_cache.shape[2],
+            scale,
+            torch.get_num_threads(),
+        )
+
+
+def _few_rows(x: Tensor) -> bool:
+    """Whether our `linear` can take these rows, and is the faster one."""
+    return x.shape[0] <= MAX_ROWS and x.shape[1] % _LANES == 0 and x.stride(1) == 1

@@ -1,0 +1,75 @@
+"""The operators of a decoder layer, by PyTorch: on any device, in any dtype.
+
+`cpu_kernels` has the same ones in C, for float32 on a CPU. Attention is in `attention`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Ops:
+    """What a layer does to rows of tokens, [T, ...]. Results have the inputs' dtype."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` [T, in] times `weight` [out, in] transposed: [T, out]."""
+        return F.linear(x, weight, bias)
+
+    def add_linear(
+        self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """`residual` [T, out] + `linear(x, weight, bias)`; it may be overwritten with the sum."""
+        return residual + self.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019)."""
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) · up [T, inner] of [T, 2 · inner], which is overwritten."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        # In place: a fresh tensor of this size would cost a page fault for each 4 KiB of it.
+        return F.silu(gate, inplace=True).mul_(up)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        num_heads: int,
+        rope: tuple[Tensor, Tensor],
+        positions: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """Turn queries and keys by their positions, and put keys and values into the cache.
+
+        Rotary position embedding: Su et al. 2021, with the two halves of D paired.
+
+        Args:
+            qkv: [T, Hq + 2 · Hkv, D]; it may be overwritten.
+            num_heads: Hq.
+            rope: cos and sin, [max_model_len, D]; sin is negative in the first half of D, so that
+                one product more turns both halves.
+            positions: [T] of each token in its sequence.
+            kv_cache: [2, num_blocks, block_size, Hkv, D].
+            slot_mapping: [T] where each token's keys and values go.
+
+        Returns:
+            The queries, [T, Hq, D].
+        """
+        num_kv_heads = kv_cache.shape[3]
+        query_key, value = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+        cos, sin = (table[positions].unsqueeze(1) for table in rope)
+        half = qkv.shape[-1] // 2
+        turned = torch.addcmul(query_key * cos, query_key.roll(half, dims=-1), sin)
+        query, key = turned.split((num_heads, num_kv_heads), dim=1)
+        write_kv_cache(key, value, kv_cache, slot_mapping)
+        return query
+
+
+def write_kv_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Store keys and values [T, Hkv, D] in their slots of one layer's cache [2, blocks, ...]."""
+    slots = kv_cache.flatten(1, 2)
+    slots[0].index_copy_(0, slot_mapping, key)
+    slots[1].index_copy_(0, slot_mapping, value)

@@ -1,0 +1,253 @@
+"""The C kernels against PyTorch and the obvious attention: any shape, any batch, the same bits."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minivllm import LLM, SamplingParams
+from minivllm.models import cpu_kernels
+from minivllm.models.attention import (
+    AttentionMetadata,
+    CPUPagedAttention,
+    PagedAttention,
+    reference_paged_attention,
+)
+from minivllm.models.cpu_kernels import MAX_ROWS, CPUKernels, load_kernels
+from minivllm.models.loader import tiny_random_model
+from minivllm.models.ops import Ops
+
+needs_kernels = pytest.mark.skipif(
+    load_kernels() is None, reason="the C kernels need Linux and a C compiler"
+)
+
+
+@pytest.fixture
+def kernels() -> CPUKernels:
+    found = load_kernels()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing is loaded yet, and nothing stays loaded."""
+    load_kernels.cache_clear()
+    yield monkeypatch
+    load_kernels.cache_clear()
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+SHAPES = [(1, 4, 8), (1, 1, 8), (2, 3, 584), (3, 7, 576), (5, 13, 1536), (7, 960, 768),
+          (25, 6, 1160), (128, 33, 64), (129, 8, 64), (300, 5, 40)]  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "out_features", "in_features"), SHAPES)
+def test_linear_is_the_product(kernels, rows, out_features, in_features):
+    x, weight = randn(rows, in_features), randn(out_features, in_features)
+    exact = (x.double() @ weight.double().T).float()
+    torch.testing.assert_close(kernels.linear(x, weight), exact, atol=1e-4, rtol=1e-5)
+    bias, residual = randn(out_features), randn(rows, out_features)
+    expected = exact + bias
+    torch.testing.assert_close(kernels.linear(x, weight, bias), expected, atol=1e-4, rtol=1e-5)
+    added = kernels.add_linear(residual.clone(), x, weight, bias)
+    torch.testing.assert_close(added, residual + expected, atol=1e-4, rtol=1e-5)
+
+
+@needs_kernels
+def test_linear_takes_rows_that_lie_apart_and_leaves_odd_widths_to_pytorch(kernels):
+    wide, weight = randn(9, 200), randn(11, 64)
+    torch.testing.assert_close(kernels.linear(wide[:, :64], weight), F.linear(wide[:, :64], weight))
+    x, weight = randn(4, 67), randn(5, 67)
+    torch.testing.assert_close(kernels.linear(x, weight), F.linear(x, weight))
+
+
+@needs_kernels
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(kernels):
+    x, weight = randn(MAX_ROWS, 1160), randn(50, 1160)
+    together = kernels.linear(x, weight)
+    threads = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for first, last in ((0, 1), (5, 7), (4, 9), (0, 64), (126, 128)):
+                assert torch.equal(kernels.linear(x[first:last], weight), together[first:last])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 40, 500])
+def test_the_operators_between_the_products(kernels, rows):
+    plain = Ops()
+    x, weight = 3 * randn(rows, 576), randn(576)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), plain.rms_norm(x, weight, 1e-5))
+    # Far from 0 silu is the identity, or 0: neither may overflow on the way.
+    gate_up = randn(rows, 2 * 72)
+    gate_up[:, ::5] *= 60
+    expected = plain.silu_and_mul(gate_up.clone())
+    torch.testing.assert_close(kernels.silu_and_mul(gate_up), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 16), (6, 2, 24), (8, 1, 128)]
+)
+def test_rotate_and_store(kernels, num_heads, num_kv_heads, head_dim):
+    rows, block_size, num_blocks = 37, 16, 8
+    qkv = randn(rows, num_heads + 2 * num_kv_heads, head_dim)
+    rope = randn(200, head_dim), randn(200, head_dim, seed=1)
+    positions = torch.randperm(200)[:rows]
+    slots = torch.randperm(block_size * num_blocks)[:rows]
+    caches = [torch.zeros(2, num_blocks, block_size, num_kv_heads, head_dim) for _ in range(2)]
+    queries = [
+        ops.rotate_and_store(qkv.clone(), num_heads, rope, positions, cache, slots)
+        for ops, cache in zip((Ops(), kernels), caches)
+    ]
+    torch.testing.assert_close(queries[1], queries[0])
+    torch.testing.assert_close(caches[1], caches[0])
+    assert caches[0].count_nonzero() == 2 * rows * num_kv_heads * head_dim
+
+
+def decodes(seed: int, block_size: int, num_heads: int, num_kv_heads: int, head_dim: int):
+    rng = random.Random(seed)
+    contexts = sorted((rng.randrange(1, 300) for _ in range(rng.randrange(1, 9))), reverse=True)
+    free = rng.sample(range(1, 2000), 1999)
+    tables = [[free.pop() for _ in range(-(-n // block_size))] for n in contexts]
+    cache = randn(2, 2000, block_size, num_kv_heads, head_dim, seed=seed)
+    query = 2 * randn(len(contexts), num_heads, head_dim, seed=seed)
+    slots = torch.zeros(len(contexts), dtype=torch.long)
+    return query, cache, AttentionMetadata.of(slots, [1] * len(contexts), contexts, tables)
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("block_size", "num_heads", "num_kv_heads", "head_dim"),
+    [(16, 9, 3, 64), (16, 4, 4, 16), (8, 8, 1, 40), (5, 6, 2, 24), (1, 4, 2, 8), (32, 32, 2, 128)],
+    ids=["smollm2", "no-sharing", "one-kv-head", "odd-sizes", "blocks-of-one", "sixteen-share"],
+)
+def test_paged_attention_is_the_reference(seed, block_size, num_heads, num_kv_heads, head_dim):
+    query, cache, metadata = decodes(seed, block_size, num_heads, num_kv_heads, head_dim)
+    expected = reference_paged_attention(query, cache, metadata, head_dim**-0.5)
+    attention = CPUPagedAttention(block_size, num_kv_heads, torch.float32, "cpu")
+    attention.prepare(metadata)
+    got = attention(query, cache, metadata, head_dim**-0.5)
+    torch.testing.assert_close(got, expected)
+    # A request alone, in tasks of one head: the same bits as with the others.
+    for index in range(len(query)):
+        alone = AttentionMetadata(
+            metadata.slot_mapping[:1],
+            metadata.query_lens[:1],
+            metadata.context_lens[index : index + 1],
+            metadata.block_tables[index : index + 1],
+        )
+        attention.prepare(alone)
+        one = attention(query[index : index + 1], cache, alone, head_dim**-0.5)
+        assert torch.equal(one[0], got[index])
+
+
+@needs_kernels
+def test_scores_far_apart_and_slots_of_others_do_no_harm():
+    """Scores in the thousands stay finite; what lies beyond a request's tokens is never read."""
+    query, cache, metadata = decodes(3, 16, 9, 3, 64)
+    query *= 1000
+    expected = reference_paged_attention(query, cache, metadata, 1.0)
+    own = torch.zeros(2000 * 16, dtype=torch.bool)
+    for context, table in zip(metadata.context_lens, metadata.block_tables):
+        for position in range(context):
+            own[table[position // 16] * 16 + position % 16] = True
+    cache.flatten(1, 2)[:, ~own] = float("nan")
+    attention = CPUPagedAttention(16, 3, torch.float32, "cpu")
+    attention.prepare(metadata)
+    torch.testing.assert_close(attention(query, cache, metadata, 1.0), expected)
+
+
+@needs_kernels
+def test_the_engine_says_the_same_with_and_without(no_kernels):
+    model = tiny_random_model()
+    prompts = [{"prompt_token_ids": list(range(3, 3 + length))} for length in (5, 40, 21)]
+    said = []
+    for switch in ("1", "0"):
+        no_kernels.setenv("MINIVLLM_CPU_KERNELS", switch)
+        load_kernels.cache_clear()
+        llm = LLM(model, max_model_len=64, max_num_batched_tokens=16)
+        runs_c = isinstance(llm.llm_engine.model.attention, CPUPagedAttention)
+        assert runs_c == isinstance(llm.llm_engine.model.ops, CPUKernels) == (switch == "1")
+        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=9))
+        said.append([output.outputs[0].token_ids for output in outputs])
+    assert said[0] == said[1]
+
+
+def test_no_compiler_no_kernels_and_no_error(no_kernels, tmp_path):
+    no_kernels.setenv("PATH", str(tmp_path))
+    no_kernels.delenv("CC", raising=False)
+    assert load_kernels() is None
+    model = LLM(tiny_random_model(), max_model_len=64).llm_engine.model
+    assert type(model.ops) is Ops
+    assert type(model.attention) is PagedAttention
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no kernels there")
+@pytest.mark.parametrize(
+    "says", ["exit 1", "echo nonsense; exit 0"], ids=["fails", "makes-nothing"]
+)
+def test_a_compiler_that_does_not_work_is_a_warning(no_kernels, tmp_path, caplog, says):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{says}\n")
+    compiler.chmod(0o755)
+    no_kernels.setenv("CC", str(compiler))
+    no_kernels.setenv("MINIVLLM_CACHE", str(tmp_path / "cache"))
+    assert load_kernels() is None
+    assert "no CPU kernels" in caplog.text
+
+
+@needs_kernels
+def test_compiled_once_and_again_for_another_machine(no_kernels, tmp_path):
+    no_kernels.setenv("MINIVLLM_CACHE", str(tmp_path))
+    compiled: list[Path] = []
+    compile_ = cpu_kernels._compile
+    no_kernels.setattr(
+        cpu_kernels,
+        "_compile",
+        lambda cc, source, to: (compiled.append(to), compile_(cc, source, to))[1],
+    )
+    for _ in range(2):
+        load_kernels.cache_clear()
+        assert load_kernels() is not None
+    assert len(compiled) == 1
+    fingerprint = cpu_kernels._fingerprint_of_machine
+    no_kernels.setattr(
+        cpu_kernels, "_fingerprint_of_machine", lambda cc: "another" + fingerprint(cc)
+    )
+    load_kernels.cache_clear()
+    assert load_kernels() is not None
+    assert len(compiled) == 2
+
+
+def test_the_backend_can_be_asked_for_and_says_what_it_needs(no_kernels):
+    no_kernels.setenv("MINIVLLM_CPU_KERNELS", "0")
+    with pytest.raises(ValueError, match=r"needs Linux, a C compiler \(cc\) and float32"):
+        LLM(tiny_random_model(), max_model_len=64, attention_backend="cpu")
+
+
+@needs_kernels
+def test_the_source_compiles_without_a_warning(tmp_path):
+    command = ["cc", *cpu_kernels._FLAGS, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    done = subprocess.run(
+        [*command, str(cpu_kernels.SOURCE), "-o", str(tmp_path / "k.so")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
