@@ -77,7 +77,9 @@ class LLMEngine:
         num_cpu_blocks: of the pool that `preemption_mode="swap"` copies to; default: as many as
             `swap_space` GiB hold.
         batch_invariant: the logits of a token do not depend, by a single bit, on the batch.
-        attention_backend: "sdpa", "triton", or "auto": Triton's kernel on a GPU that has Triton.
+        attention_backend: "sdpa" (PyTorch's), "cpu" or "triton" (our kernels), or "auto": the
+            device's own kernel where it can be had.
+        enforce_eager: do without CUDA graphs of the decode steps (they need a GPU with Triton).
         record: keep a snapshot of each step in `scheduler.history`.
         scheduling: the other knobs of `SchedulerConfig`.
 
@@ -103,6 +105,7 @@ class LLMEngine:
         swap_space: float = 4,
         batch_invariant: bool = False,
         attention_backend: str = "auto",
+        enforce_eager: bool = False,
         record: bool = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
@@ -152,7 +155,7 @@ class LLMEngine:
             num_gpu_blocks = max(free_bytes // block_bytes - 1, 0)  # less the null block
             check_enough_kv_cache_memory(num_gpu_blocks, block_size, max_model_len)
             config = replace(config, num_gpu_blocks=num_gpu_blocks)
-        self.runner = ModelRunner(self.model, config)
+        self.runner = ModelRunner(self.model, config, enforce_eager=enforce_eager)
         self.scheduler = Scheduler(config, record=record, clock=clock)
         self.sampler = Sampler(seed)
         self._states: dict[str, RequestState] = {}

@@ -15,7 +15,8 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
-from minivllm.models.attention import AttentionMetadata, token_positions
+from minivllm.models.attention import AttentionMetadata, GraphAttention, token_positions
+from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.llama import LlamaModel
 
 
@@ -25,6 +26,7 @@ class ModelRunner:
     Args:
         model: runs the tokens.
         config: gives the size of the cache; one more block, the null block, comes on top.
+        enforce_eager: False records CUDA graphs of the decode steps, on a GPU with Triton.
 
     Attributes:
         block_tables: [max_num_seqs, blocks of max_model_len]: a row for each running request.
@@ -32,7 +34,9 @@ class ModelRunner:
         cpu_kv_caches: [num_cpu_blocks, layers, 2, block_size, Hkv, D]: what `swap` puts aside.
     """
 
-    def __init__(self, model: LlamaModel, config: SchedulerConfig) -> None:
+    def __init__(
+        self, model: LlamaModel, config: SchedulerConfig, *, enforce_eager: bool = True
+    ) -> None:
         self.model = model
         self.block_size = config.block_size
         max_blocks = cdiv(config.max_model_len, config.block_size)
@@ -53,6 +57,13 @@ class ModelRunner:
         )
         if num_cpu_blocks and model.device != "cpu":
             self.cpu_kv_caches = self.cpu_kv_caches.pin_memory()
+        self.graphs: DecodeGraphs | None = None
+        if not enforce_eager and isinstance(model.attention, GraphAttention):
+            with torch.inference_mode():
+                self.graphs = DecodeGraphs(
+                    model, self.kv_caches, config.max_num_seqs, max_blocks,
+                    record=model.device.startswith("cuda"),
+                )  # fmt: skip
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> tuple[list[Request], Tensor]:
@@ -79,17 +90,27 @@ class ModelRunner:
         known = np.array([len(request.all_token_ids) for request in scheduled])
         samples = context_lens == known
         last_rows = np.cumsum(query_lens) - 1
-        token_ids, positions, metadata = self._lay_out(scheduled, query_lens, context_lens)
-        self.model.attention.prepare(metadata)
-        logits = self.model.forward(
-            token_ids, positions, self.kv_caches, metadata, self._tensor(last_rows[samples])
+        token_ids, positions, slots, block_tables = self._lay_out(
+            scheduled, query_lens, context_lens
         )
+        if self.graphs and len(token_ids) == len(scheduled) <= self.graphs.sizes[-1]:
+            hidden = self.graphs.run(token_ids, positions, slots, block_tables)
+        else:
+            metadata = AttentionMetadata(
+                self._tensor(slots), query_lens, context_lens, block_tables
+            )
+            self.model.attention.prepare(metadata)
+            hidden = self.model.forward(
+                self._tensor(token_ids), self._tensor(positions), self.kv_caches, metadata
+            )
+        logits = self.model.compute_logits(hidden[self._tensor(last_rows[samples])])
         return [scheduled[index] for index in np.flatnonzero(samples)], logits
 
     def _lay_out(
         self, requests: Sequence[Request], query_lens: np.ndarray, context_lens: np.ndarray
-    ) -> tuple[Tensor, Tensor, AttentionMetadata]:
-        """The flat batch: token ids [T], positions [T], where their keys and values go."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The flat batch: token ids [T], positions [T], where their keys and values go [T], and
+        the block tables [requests, blocks of the longest]."""
         block_size = self.block_size
         token_ids: list[int] = []
         for request, first, end in zip(
@@ -101,13 +122,11 @@ class ModelRunner:
         block_tables = self.block_tables[rows, : cdiv(int(context_lens.max()), block_size)]
         positions, owners = token_positions(query_lens, context_lens)
         slots = block_tables[owners, positions // block_size] * block_size + positions % block_size
+        flat = np.stack((token_ids, positions, slots))
         if self.model.row_tile:
             # Token 0 at position 0, kept in the null block: nobody sees it.
-            padding = -len(token_ids) % self.model.row_tile
-            token_ids += [0] * padding
-            positions, slots = np.pad(positions, (0, padding)), np.pad(slots, (0, padding))
-        metadata = AttentionMetadata(self._tensor(slots), query_lens, context_lens, block_tables)
-        return self._tensor(np.array(token_ids)), self._tensor(positions), metadata
+            flat = np.pad(flat, ((0, 0), (0, -len(token_ids) % self.model.row_tile)))
+        return *flat, block_tables
 
     def _update_block_tables(self, plan: SchedulerOutput) -> None:
         for request_id in [*plan.finished_req_ids, *plan.preempted_req_ids]:

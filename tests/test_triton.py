@@ -84,10 +84,59 @@ def test_the_engine_says_the_same_with_it():
     assert said[0] == said[1]
 
 
+def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
+    """Steps padded to the sizes of CUDA graphs, here without the graphs: the same tokens, the
+    same blocks written, and the null block besides."""
+    from minivllm import LLM
+    from minivllm.models.loader import tiny_random_model
+
+    prompts = [{"prompt_token_ids": list(range(3, 3 + length))} for length in (5, 40, 21, 9, 30)]
+    params = [SamplingParams(temperature=0, max_tokens=n) for n in (5, 9, 12, 3, 12)]
+
+    def run(enforce_eager: bool):
+        llm = LLM(
+            tiny_random_model(),
+            max_model_len=64,
+            max_num_seqs=4,
+            attention_backend="triton",
+            enforce_eager=enforce_eager,
+            enable_prefix_caching=False,
+        )
+        runner, sizes = llm.llm_engine.runner, []
+        assert (runner.graphs is None) == enforce_eager
+        if graphs := runner.graphs:
+            replay = graphs.run
+            graphs.run = lambda *args: (sizes.append(len(args[0])), replay(*args))[1]
+        said = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+        written = runner.kv_caches.abs().sum(dim=(0, 1, 3, 4, 5)).nonzero().flatten().tolist()
+        return said, set(written), set(sizes)
+
+    (said, written, _), (said_padded, written_padded, sizes) = run(True), run(False)
+    assert said_padded == said
+    assert written_padded - {0} == written
+    assert sizes == {1, 2, 3, 4}  # three are padded to four
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 17, 256, 1000])
+def test_sizes_of_graphs(most):
+    from minivllm.models.cuda_graphs import MAX_BATCH_SIZE, graph_batch_sizes
+
+    sizes = graph_batch_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == min(most, MAX_BATCH_SIZE)
+    for batch in range(1, sizes[-1] + 1):
+        padded = min(size for size in sizes if size >= batch)
+        assert padded < 2 * batch or padded == 1
+        assert padded - batch < 16
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"attention_backend": "flash"}, "attention_backend must be one of auto, sdpa, triton"),
+        (
+            {"attention_backend": "flash"},
+            "attention_backend must be one of auto, sdpa, cpu, triton",
+        ),
         ({"attention_backend": "triton", "batch_invariant": True}, "leave attention_backend at"),
     ],
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -325,6 +325,16 @@ class Attention(Protocol):
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
         """As `reference_paged_attention`."""
+
+
+@runtime_checkable
+class GraphAttention(Attention, Protocol):
+    """An attention whose decode steps a CUDA graph can replay."""
+
+    def prepare_decodes(self, block_tables: Tensor, positions: Tensor) -> None:
+        """Let all calls read one token's request in each row from these tensors, [requests,
+        blocks] and [requests], as they are when the kernel runs: a graph replays the call, with
+        other contents."""
 
 
 ATTENTION_BACKENDS = ("auto", "sdpa", "cpu", "triton")

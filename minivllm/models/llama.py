@@ -93,23 +93,18 @@ class LlamaModel:
             self._check_rows_are_independent()
 
     def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        kv_caches: Tensor,
-        metadata: AttentionMetadata,
-        sampled_rows: Tensor,
+        self, token_ids: Tensor, positions: Tensor, kv_caches: Tensor, metadata: AttentionMetadata
     ) -> Tensor:
-        """Compute one step.
+        """Compute one step, but for the logits.
 
         Args:
             token_ids: [T], T a multiple of `row_tile` if that is set.
             positions: [T] of each token in its sequence.
             kv_caches: [layers, 2, num_blocks, block_size, Hkv, D]; this step's are written.
-            sampled_rows: [S] rows whose logits are wanted.
+            metadata: `attention.prepare` has seen it.
 
         Returns:
-            Logits [S, vocab_size], float32: the LM head runs on these rows only.
+            Hidden states [T, hidden_size].
         """
         hidden = F.embedding(token_ids, self.embed)
         num_heads = self.config.num_attention_heads
@@ -122,10 +117,17 @@ class LlamaModel:
             )
             attended = self.attention(query, kv_cache, metadata, self.scale)
             (hidden,) = self._by_rows(self._mlp, layer, hidden, attended)
-        num_sampled = len(sampled_rows)
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, vocab_size], float32, of the rows [S, hidden_size] that sample.
+
+        The LM head is a fifth of this model's weights, and a prompt has one row that needs it.
+        """
+        num_sampled = len(hidden)
         if self.row_tile:
-            sampled_rows = F.pad(sampled_rows, (0, -num_sampled % self.row_tile))
-        (logits,) = self._by_rows(self._lm_head, None, hidden[sampled_rows])
+            hidden = F.pad(hidden, (0, 0, 0, -num_sampled % self.row_tile))
+        (logits,) = self._by_rows(self._lm_head, None, hidden)
         return logits[:num_sampled]
 
     def _qkv(self, layer: Layer, hidden: Tensor) -> tuple[Tensor]:

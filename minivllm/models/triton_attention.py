@@ -144,8 +144,7 @@ class TritonPagedAttention:
                 self._launches.append(Launch(size, *(self._indices(column) for column in columns)))
 
     def prepare_decodes(self, block_tables: Tensor, positions: Tensor) -> None:
-        """Let all calls read one token's request in each row from these tensors, int32, as they
-        are when the kernel runs: a CUDA graph replays the call, with other contents."""
+        """As `GraphAttention` says."""
         rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
         self._tables = block_tables
         self._launches = [Launch(1, rows, rows, positions, torch.ones_like(rows))]
@@ -153,7 +152,8 @@ class TritonPagedAttention:
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
-        """As `reference_paged_attention`. `query` and each layer's cache must be contiguous."""
+        """As `reference_paged_attention`. Each layer's cache must be contiguous."""
+        query = query.contiguous()
         output = torch.empty_like(query)
         _, num_heads, head_dim = query.shape
         for launch in self._launches:
