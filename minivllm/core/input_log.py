@@ -17,6 +17,7 @@ from copy import copy, deepcopy
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minivllm.core.config import SchedulerConfig
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
@@ -100,8 +101,7 @@ class InputLog:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.config = scheduler.config
-        self.history = LiveHistory(self)
+        self.history = LiveHistory(scheduler.config, self)
         self._inputs: deque[Added | Ended | Scheduled | Updated] = deque()
         """Those since the last look."""
         self._makings = MAKINGS(scheduler)
@@ -197,7 +197,7 @@ class InputLog:
         from minivllm.core.scheduler import Scheduler
 
         if self._shadow is None:
-            self._shadow = Scheduler(self.config, record="eager", keep_step_stats=False)
+            self._shadow = Scheduler(self.history.config, record="eager", keep_step_stats=False)
             self._recorded = self._shadow.history
         while self._inputs:
             self._replay(self._shadow, self._inputs.popleft())
@@ -265,8 +265,8 @@ class InputLog:
 class LiveHistory(History):
     """The history of a run that goes on: a look at it brings it up to date."""
 
-    def __init__(self, log: InputLog) -> None:
-        self.config = log.config
+    def __init__(self, config: SchedulerConfig, log: InputLog) -> None:
+        self.config = config
         self._log = log
 
     @property
@@ -285,7 +285,7 @@ class LiveHistory(History):
     __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiveHistory:
-        return LiveHistory(deepcopy(self._log, memo))
+        return LiveHistory(self.config, deepcopy(self._log, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or a pickle, is of what has happened so far."""
