@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -78,7 +78,7 @@ class LLMEngine:
             `swap_space` GiB hold.
         batch_invariant: the logits of a token do not depend, by a single bit, on the batch.
         attention_backend: "sdpa", "triton", or "auto": Triton's kernel on a GPU that has Triton.
-        record: keep a snapshot of each step in `scheduler.history`.
+        record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
         scheduling: the other knobs of `SchedulerConfig`.
 
     Raises:
@@ -103,7 +103,7 @@ class LLMEngine:
         swap_space: float = 4,
         batch_invariant: bool = False,
         attention_backend: str = "auto",
-        record: bool = False,
+        record: bool | Literal["eager"] = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
     ) -> None:

@@ -106,7 +106,7 @@ class InputLog:
         """Those since the last look."""
         self._makings = MAKINGS(scheduler)
         self._num_hashes = 0
-        """In the prefix cache; only `schedule` changes it, and who empties the cache."""
+        """After the latest step: nothing changes it in between but who empties the cache."""
         self._output: SchedulerOutput | None = None
         """The latest plan, and below the shadow's."""
         self._interrupted = False
@@ -120,18 +120,16 @@ class InputLog:
 
     def arrived(self, request: Request) -> None:
         params = request.sampling_params
-        as_made = type(request) is Request and request.max_tokens == params.max_tokens
+        as_made = (
+            type(request) is Request
+            and request.max_tokens == params.max_tokens
+            and request.num_tokens == request.num_prompt_tokens
+            and request.num_computed_tokens == 0
+        )
         if self._inputs_decide(as_made):
-            self._inputs.append(
-                Added(
-                    request.request_id,
-                    request.prompt_token_ids,
-                    copy(params),
-                    request.priority,
-                    request.arrival_time,
-                    sorted(request.eos_token_ids),
-                )
-            )
+            added = (request.request_id, request.prompt_token_ids, copy(params), request.priority)
+            eos_token_ids = sorted(request.eos_token_ids)
+            self._inputs.append(Added(*added, request.arrival_time, eos_token_ids))
 
     def finished_from_outside(self, request_ids: Sequence[str], status: RequestStatus) -> None:
         if self._inputs_decide():
@@ -155,10 +153,13 @@ class InputLog:
         self._inputs.append(Updated(dict(sampled)))
         self._interrupted = False
 
-    def _inputs_decide(self, so_far: bool = True) -> bool:
-        """Whether the next call is told by its inputs; if not, the scheduler is recorded itself."""
+    def _inputs_decide(self, this_call_too: bool = True) -> bool:
+        """Whether inputs tell all up to the coming call; if not, the scheduler is recorded itself.
+
+        It tells its log first and its recorder next: whichever is left hears of the call.
+        """
         if (
-            so_far
+            this_call_too
             and not self._interrupted
             and self._makings == MAKINGS(self.scheduler)
             and self._num_hashes == num_hashes(self.scheduler)
@@ -169,9 +170,10 @@ class InputLog:
             shadow = self._catch_up()
         except RuntimeError:  # kept, for whoever looks; the run itself goes on
             return False
-        assert shadow.recorder is not None
-        self.scheduler.recorder = shadow.recorder
-        shadow.recorder.listen_to(self.scheduler)
+        recorder = shadow.recorder
+        assert recorder is not None
+        recorder.listen_to(self.scheduler)
+        self.scheduler.recorder = recorder
         self._shadow = self._shadow_output = self._output = None
         return False
 
@@ -188,7 +190,7 @@ class InputLog:
         if self._recorded is None or self._inputs:
             shadow = self._catch_up()
             if not self._interrupted:
-                self._check_that_it_stands(shadow)
+                self._compare(standing(shadow), standing(self.scheduler))
         assert self._recorded is not None
         return self._recorded
 
@@ -231,31 +233,20 @@ class InputLog:
         except Exception as error:  # whatever it is, the scheduler did not meet with it
             raise self._lost(f"{type(error).__name__}: {error}") from error
 
-    def _check_that_it_stands(self, shadow: Scheduler) -> None:
-        """What was changed since the last step may show in no decision yet."""
-        told, true = standing(shadow), standing(self.scheduler)
-        for request_id in told.keys() | true.keys():
-            told_row, true_row = told.get(request_id, {}), true.get(request_id, {})
-            if told_row != true_row:
-                self._compare(
-                    {f"{request_id}.{name}": value for name, value in told_row.items()},
-                    {f"{request_id}.{name}": value for name, value in true_row.items()},
-                )
-
     def _compare(self, told: Mapping[str, Any], true: Mapping[str, Any]) -> None:
-        for name in true or told:
+        for name in (*true, *told):
             if told.get(name) != true.get(name):
                 raise self._lost(
                     f"run again on its inputs, the scheduler has {name} = "
-                    f"{told.get(name)!r:.100}; it had {true.get(name)!r:.100}"
+                    f"{told.get(name)!r:.200}; it had {true.get(name)!r:.200}"
                 )
 
     def _lost(self, reason: str) -> RuntimeError:
         step = self._shadow.step if self._shadow else 0
         self._error = RuntimeError(
             f"the history is lost near step {max(step - 1, 0)}: {reason}. Something that is no "
-            f"input has changed the run (a priority set by hand, RUNNING reordered). Build the "
-            f"scheduler with record='eager', and each step is recorded as it happens."
+            f"input has changed the run (a priority set by hand, RUNNING reordered, other code). "
+            f"Build the scheduler with record='eager': each step is recorded as it happens."
         )
         self._inputs.clear()
         self.scheduler.log = None
@@ -293,6 +284,7 @@ class LiveHistory(History):
 
 
 def num_hashes(scheduler: Scheduler) -> int:
+    """In the prefix cache."""
     return len(scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block)
 
 
@@ -308,15 +300,15 @@ def decisions(scheduler: Scheduler, output: SchedulerOutput) -> dict[str, Any]:
 
 
 def standing(scheduler: Scheduler) -> dict[str, dict[str, Any]]:
-    """What can be changed by hand, of each unfinished request."""
+    """Of each unfinished request, what a hand may have changed and no decision shows yet."""
     return {
         request_id: {
-            "status": request.status,
             "priority": request.priority,
             "arrival_time": request.arrival_time,
             "max_tokens": request.max_tokens,
             "num_tokens": request.num_tokens,
             "num_computed_tokens": request.num_computed_tokens,
+            "status": request.status.name,
         }
         for request_id, request in scheduler.requests.items()
     }

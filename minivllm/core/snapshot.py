@@ -2,7 +2,8 @@
 
 A `History` is a configuration and one `Snapshot` for each call of `schedule()`. It serialises to
 JSON, and since the scheduler is deterministic, the inputs that it holds are enough to run it
-again (`History.replay`), to its end or to any step before.
+again (`History.replay`), to its end or to any step before. A `SnapshotRecorder` writes it step by
+step; `input_log` defers that to when somebody looks.
 """
 
 from __future__ import annotations
