@@ -27,6 +27,7 @@ from minivllm.core import (
     SchedulerConfig,
 )
 from minivllm.core.snapshot import SnapshotRecorder
+from minivllm.grading.exercises.workloads import variant
 from minivllm.stepper.fork import change_config
 from minivllm.stepper.scenario import ScenarioError
 
@@ -37,6 +38,12 @@ class LastFirst(FCFSRequestQueue):
     def add_request(self, request):
         self._queue.appendleft(request)
 
+
+ONE_A_STEP = """
+if output.scheduled_new_reqs:
+    break
+request = self.waiting.peek_request()
+"""
 
 schedule_waiting = Scheduler._schedule_waiting
 
@@ -226,6 +233,14 @@ def test_a_subclass_is_recorded_as_it_goes():
     actions = [("add", [1, 0, 1, 1, 0, 0, 1], 6, 0, None), *[("step",)] * 9]
     lazy, _ = check_same(SMALL, actions, [], cls=Variant)
     assert lazy.scheduler.log is None
+
+
+def test_an_edited_copy_of_the_scheduler_is_told_by_its_own_code():
+    admits_one = variant("admits_one", "request = self.waiting.peek_request()", ONE_A_STEP)
+    actions = [*[("add", [1, 0, 1, 1, 0], 6, 0, None)] * 3, *[("step",)] * 9]
+    lazy, _ = check_same(SMALL, actions, [], cls=admits_one)
+    assert lazy.scheduler.log is not None
+    assert [len(step["running"]) for step in lazy.history.steps[:4]] == [1, 2, 3, 3]
 
 
 def test_a_request_of_another_kind_is_recorded_as_it_is():

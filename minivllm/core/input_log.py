@@ -196,10 +196,10 @@ class InputLog:
 
     def _catch_up(self) -> Scheduler:
         """The shadow, driven through all that was noted."""
-        from minivllm.core.scheduler import Scheduler
-
         if self._shadow is None:
-            self._shadow = Scheduler(self.history.config, record="eager", keep_step_stats=False)
+            scheduler_class = type(self.scheduler)  # an exercise has a `Scheduler` of its own
+            config = self.history.config
+            self._shadow = scheduler_class(config, record="eager", keep_step_stats=False)
             self._recorded = self._shadow.history
         while self._inputs:
             self._replay(self._shadow, self._inputs.popleft())
