@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -80,7 +80,7 @@ class LLMEngine:
         attention_backend: "sdpa" (PyTorch's), "cpu" or "triton" (our kernels), or "auto": the
             device's own kernel where it can be had.
         enforce_eager: do without CUDA graphs of the decode steps (they need a GPU with Triton).
-        record: keep a snapshot of each step in `scheduler.history`.
+        record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
         scheduling: the other knobs of `SchedulerConfig`.
 
     Raises:
@@ -106,7 +106,7 @@ class LLMEngine:
         batch_invariant: bool = False,
         attention_backend: str = "auto",
         enforce_eager: bool = False,
-        record: bool = False,
+        record: bool | Literal["eager"] = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
     ) -> None:

@@ -89,7 +89,7 @@ def test_the_cap_that_binds_is_named(knobs, num_prompt_tokens, cap, num_new_toke
 
 def test_the_model_length_binds_a_running_request():
     """Only a request ahead of its length can be bound: one that is driven past it by hand."""
-    scheduler = make(max_model_len=16)
+    scheduler = make("eager", max_model_len=16)
     victim = request("r0", 8, max_tokens=None)
     scheduler.add_request(victim)
     step(scheduler)

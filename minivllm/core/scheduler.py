@@ -10,9 +10,11 @@ in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 from minivllm.core.block_pool import KVCacheBlock
 from minivllm.core.config import SchedulerConfig
+from minivllm.core.input_log import InputLog
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus, check_stop
@@ -27,9 +29,14 @@ class Scheduler:
 
     Args:
         config: the limits.
-        record: keep a snapshot of every step in `history`.
+        record: keep a snapshot of every step in `history`. True: the inputs are noted, and the
+            snapshots are made from them when somebody looks; "eager": each step's is made as it
+            happens, which takes many times the step itself.
         clock: returns the time now, for latencies in seconds; None: steps alone are counted.
         keep_step_stats: keep every step's `StepStats` in `stats.steps`, not the totals alone.
+
+    Raises:
+        ValueError: if `record` is none of True, False and "eager".
 
     Source: vllm/v1/core/sched/scheduler.py:64.
     """
@@ -38,7 +45,7 @@ class Scheduler:
         self,
         config: SchedulerConfig,
         *,
-        record: bool = False,
+        record: bool | Literal["eager"] = False,
         clock: Callable[[], float] | None = None,
         keep_step_stats: bool = True,
     ) -> None:
@@ -64,7 +71,21 @@ class Scheduler:
         self.stats = SchedulerStats(keep_steps=keep_step_stats)
         self.finished_req_ids: set[str] = set()
         self._num_added = 0
-        self.recorder = SnapshotRecorder(self) if record else None
+        self.recorder: SnapshotRecorder | None = None
+        """Told of every decision."""
+        self.log: InputLog | None = None
+        """Told of every input, and nothing else; there is a log or a recorder, or neither."""
+        self._history: History | None = None
+        if record not in (True, False, "eager"):
+            raise ValueError(f"record must be True, False or 'eager', got {record!r}")
+        # Its inputs tell a run only if this class runs it, as it is written here.
+        as_written = type(self) is Scheduler and _AS_WRITTEN.items() <= vars(Scheduler).items()
+        if record and record != "eager" and as_written:
+            self.log = InputLog(self)
+            self._history = self.log.history
+        elif record:
+            self.recorder = SnapshotRecorder(self)
+            self._history = self.recorder.history
 
     @property
     def history(self) -> History:
@@ -73,9 +94,9 @@ class Scheduler:
         Raises:
             ValueError: if the scheduler was built with `record=False`.
         """
-        if self.recorder is None:
+        if self._history is None:
             raise ValueError("no history is kept: build the scheduler with record=True")
-        return self.recorder.history
+        return self._history
 
     # --- requests come in -----------------------------------------------------------------
 
@@ -98,6 +119,8 @@ class Scheduler:
         self._num_added += 1
         request.metrics.arrival_step = self.step
         request.metrics.arrival_time = self.clock() if self.clock else None
+        if self.log:
+            self.log.arrived(request)
         if self.recorder:
             self.recorder.arrived(request)
 
@@ -178,6 +201,8 @@ class Scheduler:
             request_ids = [request_ids]
         found = dict.fromkeys(id_ for id_ in request_ids if id_ in self.requests)
         requests = [self.requests[request_id] for request_id in found]
+        if self.log:
+            self.log.finished_from_outside(list(found), status)
 
         running = {request for request in requests if request.status is RequestStatus.RUNNING}
         if running:
@@ -206,6 +231,8 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:329.
         """
+        if self.log:
+            self.log.begin_schedule()
         stats = StepStats(self.step)
         output = SchedulerOutput(self.step, stats, finished_req_ids=self.finished_req_ids)
         self.finished_req_ids = set()
@@ -421,6 +448,8 @@ class Scheduler:
         stats.num_swapped_in_blocks = len(output.blocks_to_swap_in)
         stats.kv_cache_usage = self.kv_cache_manager.usage
         self.stats.add_step(stats)
+        if self.log:
+            self.log.end_of_schedule(output)
         if self.recorder:
             self.recorder.end_of_schedule(output)
         self.step += 1
@@ -445,6 +474,8 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:1283.
         """
+        if self.log:
+            self.log.begin_update(scheduler_output)
         outputs: list[EngineCoreOutput] = []
         finished: list[Request] = []
         now = self.clock() if self.clock else None
@@ -474,6 +505,8 @@ class Scheduler:
         if finished:
             gone = set(finished)
             self.running = [request for request in self.running if request not in gone]
+        if self.log:
+            self.log.end_of_update(sampled_token_ids)
         if self.recorder:
             self.recorder.end_of_update(scheduler_output, sampled_token_ids, finished)
         return outputs
@@ -486,3 +519,6 @@ class Scheduler:
         del self.requests[request.request_id]
         self.finished_req_ids.add(request.request_id)
         self.stats.num_finished += 1
+
+
+_AS_WRITTEN = dict(vars(Scheduler))

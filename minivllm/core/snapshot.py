@@ -2,7 +2,8 @@
 
 A `History` is a configuration and one `Snapshot` for each call of `schedule()`. It serialises to
 JSON, and since the scheduler is deterministic, the inputs that it holds are enough to run it
-again (`History.replay`), to its end or to any step before.
+again (`History.replay`), to its end or to any step before. A `SnapshotRecorder` writes it step by
+step; `input_log` defers that to when somebody looks.
 """
 
 from __future__ import annotations
@@ -275,11 +276,15 @@ class SnapshotRecorder:
     """Listens to one scheduler and writes its history."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
         self.history = History(scheduler.config)
         self._events: list[dict[str, Any]] = []
         self._scheduled: list[ScheduledRow] = []
         self._preemption: dict[str, Any] = {}
+        self.listen_to(scheduler)
+
+    def listen_to(self, scheduler: Scheduler) -> None:
+        """Go on with this scheduler, which stands where the one before stood."""
+        self.scheduler = scheduler
         scheduler.kv_cache_manager.block_pool.on_evicted = self._evicted
 
     def event(self, type_: str, request: Request | None, **data: Any) -> None:
