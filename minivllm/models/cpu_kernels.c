@@ -52,7 +52,7 @@ tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w
     vec sums[TILE_OUT][TILE_ROWS];
     UNROLL for (int o = 0; o < num_out; o++)
         UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] = (vec){0};
-    for (int64_t k = 0; k < columns; k += LANES) {
+    _Pragma("GCC unroll 2") for (int64_t k = 0; k < columns; k += LANES) {
         if (next.at) {
             __builtin_prefetch(next.at + k);
             __builtin_prefetch(next.at + next.stride + k);

@@ -34,7 +34,7 @@ _LANES = 8
 """Floats that the kernels take at once: widths must be a multiple of it."""
 
 MAX_ROWS = 128
-"""Most rows of `x` for which our `linear` beats BLAS (measured: chapter 12)."""
+"""Most rows of `x` for which our `linear` beats BLAS, about (chapter 12 measures it)."""
 MAX_HEADS, MAX_GROUP = 128, 16
 """Most query heads, and most that may share a key/value head, as in `cpu_kernels.c`."""
 

@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Excerpt:
-    """Lines of source; a notebook and the book's pages show them as highlighted Python."""
+    """Lines of source; a notebook and the book's pages show them highlighted."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, language: str = "python") -> None:
         self.code = code
+        self.language = language
 
     def _repr_markdown_(self) -> str:
-        return f"```python\n{self.code}\n```"
+        return f"```{self.language}\n{self.code}\n```"
 
     def __repr__(self) -> str:
         return self.code
@@ -50,7 +51,9 @@ def excerpt_of_file(path: str, first: str, last: str) -> Excerpt:
     Raises:
         ValueError: as `excerpt`.
     """
-    return _cut((PACKAGE / path).read_text(encoding="utf-8").splitlines(), first, last, path)
+    found = _cut((PACKAGE / path).read_text(encoding="utf-8").splitlines(), first, last, path)
+    found.language = "c" if path.endswith(".c") else "python"
+    return found
 
 
 def _cut(lines: list[str], first: str, last: str, where: str) -> Excerpt:
