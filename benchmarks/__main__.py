@@ -64,12 +64,24 @@ def _names(known: Any) -> Any:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all. A GPU's results that were there before stay."""
+    """Write results. A GPU's that were there before stay: another machine measured them."""
+    _replace(path, {**results, "gpu": _read(path).get("gpu")})
+
+
+def merge_gpu(path: Path, gpu: dict[str, Any]) -> None:
+    """Put a GPU's results (`benchmarks/gpu.py`) into a file, and leave all else in it."""
+    _replace(path, {"version": VERSION, **_read(path), "gpu": gpu})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _replace(path: Path, results: dict[str, Any]) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    merged = {**results, "gpu": results.get("gpu") or old.get("gpu")}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_rounded(merged), indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(_rounded(results), indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -121,9 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             raise SystemExit(f"error: {error}") from None
         write(options.output, results)  # what has been measured is not lost with what follows
     if "scheduler" in sections:
-        cases = [
-            case for case in scheduler.CASES if not options.quick or max(case.running, case.waiting) <= 256
-        ]
+        small = [case for case in scheduler.CASES if max(case.running, case.waiting) <= 256]
+        cases = small if options.quick else scheduler.CASES
         results["scheduler"] = scheduler.measure(
             options.rounds, options.steps, logs, say, cases, options.timeout
         )

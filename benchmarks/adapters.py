@@ -95,7 +95,10 @@ class Minivllm:
         if options["device"] == "cpu":
             _use_threads(options["threads"])
         self.version = minivllm.__version__
-        size = {"num_gpu_blocks": options["cache_bytes"] // options["kv_bytes_per_token"] // 16}
+        size = {}
+        if options["cache_bytes"]:  # else the engine's own rule for a GPU decides
+            slots = options["cache_bytes"] // options["kv_bytes_per_token"]
+            size = {"num_gpu_blocks": slots // 16}
         self.engine = LLMEngine(
             options["model"],
             dtype=options["dtype"],
@@ -104,7 +107,7 @@ class Minivllm:
             max_num_seqs=options["max_num_seqs"],
             max_num_batched_tokens=options["max_num_batched_tokens"],
             enable_prefix_caching=False,
-            **(size if options["cache_bytes"] else {}),
+            **size,
         )
         temperature = options["temperature"]
         self.params = lambda max_tokens: SamplingParams(
@@ -351,8 +354,9 @@ class LlamaCpp:
             for slot in sorted(running, key=lambda r: r["done"] < len(r["prompt"])):
                 output = tokens.ids[slot["request_id"]]
                 done, prompt = slot["done"], slot["prompt"]
-                new = prompt[done : done + self.budget - size] if done < len(prompt) else output[-1:]
-                if not new or size + len(new) > self.budget:
+                room = self.budget - size
+                new = prompt[done : done + room] if done < len(prompt) else output[-1:]
+                if not new or len(new) > room:
                     continue
                 for offset, token_id in enumerate(new):
                     batch.token[size] = token_id

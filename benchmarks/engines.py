@@ -217,12 +217,12 @@ def _compared(
 
 def load_rate(mixed: dict[str, Any]) -> float | None:
     """Requests a second that vLLM and ours can both hold; None if neither has run `mixed`."""
-    rounds = mixed["rounds"]
-    slowest = max(
-        (row["seconds"] for name in ("minivllm", "vllm", "vllm-eager") for row in rounds.get(name, ())),
-        default=None,
-    )
-    return None if slowest is None else LOAD_SHARE * mixed["requests"] / slowest
+    seconds = [
+        row["seconds"]
+        for name in ("minivllm", "vllm", "vllm-eager")
+        for row in mixed["rounds"].get(name, ())
+    ]
+    return LOAD_SHARE * mixed["requests"] / max(seconds) if seconds else None
 
 
 def measure(

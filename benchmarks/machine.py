@@ -41,11 +41,9 @@ def usable_cores() -> int:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in info.read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
+        lines = info.read_text().split("\n\n")[0].splitlines()
+        pairs = (line.partition(":") for line in lines)
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
         flags = set(fields.get("flags", "").split())
         best = next((f for f in ("avx512f", "avx2") if f in flags), "")
         name = fields.get("model name") or platform.machine()

@@ -137,17 +137,21 @@ def interpreters() -> list[str]:
     return [*([str(own)] if own.exists() else []), sys.executable]
 
 
-@cache
-def look_into(python: str) -> Place:
-    """Ask an interpreter what it can import.
+def look_into(python: str, engines: Sequence[Engine] = ()) -> Place:
+    """Ask an interpreter which engines it can import; none named: all of `ENGINES`.
 
     Raises:
         SystemExit: if it is not one.
     """
-    wanted = {engine.module: engine.distributions for engine in ENGINES.values()}
+    wanted = {e.module: e.distributions for e in engines or ENGINES.values()}
+    return _look_into(python, json.dumps(wanted))
+
+
+@cache
+def _look_into(python: str, wanted: str) -> Place:
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE, json.dumps(wanted)],
+            [python, "-c", _PROBE, wanted],
             capture_output=True, text=True, check=True, timeout=60, cwd=ROOT,
         )  # fmt: skip
         return Place(python, json.loads(done.stdout))
@@ -167,11 +171,11 @@ def find(engine: Engine, pythons: Sequence[str] | None = None) -> Place | None:
 
 
 def scheduler_path(python: str) -> Path | None:
-    """The folder with vLLM 0.22.1's Python files: `$VLLM_SCHEDULER_PATH`, or in the peers' venv."""
-    named = os.environ.get("VLLM_SCHEDULER_PATH")
+    """The folder with vLLM 0.22.1's Python files: `$MINIVLLM_VLLM_SCHEDULER`, or in the peers' venv."""
+    named = os.environ.get("MINIVLLM_VLLM_SCHEDULER")
     venv = Path(python).parent.parent  # not resolved: a venv's python is a link out of it
     folder = Path(named) if named else venv / f"vllm-{VLLM_SCHEDULER}"
-    return folder if (folder / "vllm" / "v1" / "core" / "sched" / "scheduler.py").is_file() else None
+    return folder if (folder / "vllm/v1/core/sched/scheduler.py").is_file() else None
 
 
 def scheduler_install_line() -> str:

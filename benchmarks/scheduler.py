@@ -71,8 +71,9 @@ def measure(
                 for name in list(workers):
                     if case.record and name == "vllm":
                         continue
+                    order = _order(name, case, steps)
                     try:
-                        reply = workers[name].ask(timeout, do="scheduler", case=_order(name, case, steps))
+                        reply = workers[name].ask(timeout, do="scheduler", case=order)
                     except WorkerError as error:
                         problem = str(error).splitlines()[0].split(" (log: ")[0]
                         say(f"{name}'s scheduler: left out. {error}")

@@ -89,10 +89,10 @@ def _minivllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str,
 def _vllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str, Step]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import vllm
+    from vllm.v1.outputs import ModelRunnerOutput
 
     # What is recorded for the conformance test is what is timed here.
     from tools.record_vllm_traces import MODEL_CONFIG, Recorder
-    from vllm.v1.outputs import ModelRunnerOutput
 
     if record:
         raise ValueError("vLLM's scheduler does not record: record must be False")

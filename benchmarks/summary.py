@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 
@@ -47,7 +48,7 @@ def digest(requests: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> 
             )
         moments = times[request_id]
         ttft.append(moments[0] - request["arrival"])
-        gaps += [after - before for before, after in zip(moments, moments[1:])]
+        gaps += [after - before for before, after in pairwise(moments)]
     output_tokens = sum(request["max_tokens"] for request in requests)
     return {
         "seconds": result["seconds"],
