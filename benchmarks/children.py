@@ -64,6 +64,8 @@ class Worker:
             WorkerError: if it dies, does not answer in time, or answers with an error.
         """
         what = command.get("do", "")
+        if self.process.returncode is not None:
+            raise WorkerError(f"{self.name}: has ended and cannot {what} (log: {self.log})")
         assert self.process.stdin is not None
         try:
             self._signal(signal.SIGCONT)
@@ -108,6 +110,8 @@ class Worker:
         return WorkerError(f"{self.name}: died during {what}{how} (log: {self.log}){words}")
 
     def _signal(self, number: int) -> None:
+        if self.process.returncode is not None:
+            return  # its number may be another's by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
 

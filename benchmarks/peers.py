@@ -171,7 +171,7 @@ def find(engine: Engine, pythons: Sequence[str] | None = None) -> Place | None:
 
 
 def scheduler_path(python: str) -> Path | None:
-    """The folder with vLLM 0.22.1's Python files: `$MINIVLLM_VLLM_SCHEDULER`, or in the peers' venv."""
+    """Where vLLM 0.22.1's Python files are: `$MINIVLLM_VLLM_SCHEDULER`, or in the peers' venv."""
     named = os.environ.get("MINIVLLM_VLLM_SCHEDULER")
     venv = Path(python).parent.parent  # not resolved: a venv's python is a link out of it
     folder = Path(named) if named else venv / f"vllm-{VLLM_SCHEDULER}"

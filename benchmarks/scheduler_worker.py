@@ -40,7 +40,8 @@ def measure(
         record: keep snapshots (ours only).
     """
     build = {"minivllm": _minivllm, "vllm": _vllm}[engine]
-    version, step = build(running, waiting, pool, record)
+    # Nobody finishes, and ours, which refuses what can never fit, refuses nobody.
+    version, step = build(running, waiting, pool, WARM_UP_STEPS + steps + 1, record)
     for _ in range(WARM_UP_STEPS):
         step()
     gc.collect()
@@ -55,7 +56,9 @@ def measure(
     }
 
 
-def _minivllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str, Step]:
+def _minivllm(
+    running: int, waiting: int, pool: int, max_tokens: int, record: bool
+) -> tuple[str, Step]:
     import minivllm
     from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
 
@@ -69,7 +72,7 @@ def _minivllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str,
     )
     scheduler = Scheduler(config, record=record, clock=time.monotonic)
     for index in range(running + waiting):
-        params = SamplingParams(max_tokens=1000, ignore_eos=True, temperature=0.0)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
         scheduler.add_request(Request(f"r{index}", [index % 900] * PROMPT_TOKENS, params))
 
     def step() -> tuple[float, float]:
@@ -86,7 +89,9 @@ def _minivllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str,
     return minivllm.__version__, step
 
 
-def _vllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str, Step]:
+def _vllm(
+    running: int, waiting: int, pool: int, max_tokens: int, record: bool
+) -> tuple[str, Step]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import vllm
     from vllm.v1.outputs import ModelRunnerOutput
@@ -116,7 +121,7 @@ def _vllm(running: int, waiting: int, pool: int, record: bool) -> tuple[str, Ste
         spec = {
             "id": f"r{index}",
             "prompt_token_ids": [index % 900] * PROMPT_TOKENS,
-            "max_tokens": 1000,
+            "max_tokens": max_tokens,
             "arrival_time": float(index),
             "priority": 0,
         }
