@@ -63,7 +63,7 @@ upstream-check: $(SETUP) ## Check every cited line of vLLM against its files (10
 bench: $(SETUP) ## Measure the engine beside its peers (BENCH_ARGS="engines --quick": a look)
 	@$(ENV) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-bench-peers: $(PEERS_VENV)/.stamp ## Install the peers to compare with into .venv-peers (2 GB)
+bench-peers: $(PEERS_VENV)/.stamp ## Install the peers to compare with into .venv-peers (4 GB)
 
 setup: $(SETUP) ## Make the virtual environment and install everything in it
 

@@ -56,6 +56,9 @@ class Worker:
                 start_new_session=True,  # a group of its own: signals reach its children too
             )
         self._unread = b""
+        assert self.process.stdin is not None
+        # A worker that does not read must not block the driver: its pipe holds 64 KiB.
+        os.set_blocking(self.process.stdin.fileno(), False)
 
     def ask(self, timeout: float, **command: Any) -> dict[str, Any]:
         """Let it run until it has answered.
@@ -66,12 +69,11 @@ class Worker:
         what = command.get("do", "")
         if self.process.returncode is not None:
             raise WorkerError(f"{self.name}: has ended and cannot {what} (log: {self.log})")
-        assert self.process.stdin is not None
+        deadline = time.monotonic() + timeout
         try:
             self._signal(signal.SIGCONT)
-            self.process.stdin.write((json.dumps(command) + "\n").encode())
-            self.process.stdin.flush()
-            line = self._read_line(timeout, what)
+            self._write((json.dumps(command) + "\n").encode(), deadline, timeout, what)
+            line = self._read_line(deadline, timeout, what)
         except BrokenPipeError:
             raise self._died(what) from None
         self._signal(signal.SIGSTOP)
@@ -80,18 +82,28 @@ class Worker:
             raise WorkerError(f"{self.name}: {what} failed: {reply['error']} (log: {self.log})")
         return reply
 
-    def _read_line(self, timeout: float, what: str) -> bytes:
+    def _write(self, data: bytes, deadline: float, timeout: float, what: str) -> None:
+        assert self.process.stdin is not None
+        pipe = self.process.stdin.fileno()
+        while data:
+            if not select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise self._too_slow(timeout, what)
+            data = data[os.write(pipe, data) :]
+
+    def _too_slow(self, timeout: float, what: str) -> WorkerError:
+        self.close()
+        return WorkerError(
+            f"{self.name}: {what} took longer than {timeout:g} s and was ended; "
+            f"raise --timeout if it was only slow (log: {self.log})"
+        )
+
+    def _read_line(self, deadline: float, timeout: float, what: str) -> bytes:
         assert self.process.stdout is not None
         pipe = self.process.stdout.fileno()
-        deadline = time.monotonic() + timeout
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                self.close()
-                raise WorkerError(
-                    f"{self.name}: {what} took longer than {timeout:g} s and was ended; "
-                    f"raise --timeout if it was only slow (log: {self.log})"
-                )
+            if not select.select([pipe], [], [], max(0.0, left))[0]:
+                raise self._too_slow(timeout, what)
             data = os.read(pipe, 1 << 16)
             if not data:
                 raise self._died(what)

@@ -153,7 +153,7 @@ def test_a_worker_that_crashes_is_reported_with_its_last_words(tmp_path: Path) -
 def test_a_worker_that_hangs_is_ended(tmp_path: Path) -> None:
     child = worker(tmp_path, "import time; time.sleep(600)")
     with pytest.raises(WorkerError, match=r"odd: run took longer than 0.2 s.*--timeout"):
-        child.ask(0.2, do="run")
+        child.ask(0.2, do="run", requests="more than a pipe holds" * 10_000)
     assert child.process.poll() is not None
 
 
