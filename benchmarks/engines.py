@@ -7,6 +7,7 @@ the cores. A round is one run of every engine; ratios are taken within a round.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,19 +155,23 @@ class Bench:
         steady: dict[str, bool] = {}
         for number in range(settings.rounds):
             for engine in [e for e in self.workers if name in ENGINES[e].workloads]:
+                before, started = machine.busy_seconds(), time.monotonic()
                 try:
                     result = self.workers[engine].ask(settings.timeout, do="run", requests=requests)
                     row = summary.digest(requests, result)
                 except (WorkerError, ValueError) as error:
                     self._lose(engine, error)
                     continue
+                after, wall = machine.busy_seconds(), time.monotonic() - started
+                if before is not None and after is not None:
+                    row["cores_of_others"] = max(0.0, after - before - result["cpu_seconds"]) / wall
                 self.engines[engine]["peak_rss"] = result["peak_rss"]
                 rounds.setdefault(engine, []).append(row)
                 first = tokens.setdefault(engine, result["token_ids"])
                 steady[engine] = steady.get(engine, True) and first == result["token_ids"]
                 self.say(
                     f"{name}, round {number + 1}: {ENGINES[engine].label} "
-                    f"{row['output_tokens_per_s']:.1f} output tokens/s"
+                    f"{row['output_tokens_per_s']:.1f} output tokens/s{summary.disturbance(row)}"
                 )
         return {
             "requests": len(requests),

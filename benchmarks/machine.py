@@ -38,6 +38,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def busy_seconds() -> float | None:
+    """Core-seconds that all processes together have used since the start; None: not known here."""
+    try:
+        fields = [int(part) for part in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    except (OSError, ValueError):
+        return None
+    # user nice system idle iowait irq softirq steal, then guests, which user holds already
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -168,6 +168,10 @@ def _differences(section: Mapping[str, Any], labels: Mapping[str, str]) -> Any:
                     f"{first['position'] + 1} of {first['request_id']}: {first['theirs']}, "
                     f"ours {first['ours']}"
                 )
+        for engine, rounds in work["rounds"].items():
+            for number, row in enumerate(rounds, 1):
+                if remark := summary.disturbance(row):
+                    yield f"{name}, round {number}: {labels[engine]}{remark}"
         for engine, steady in work["same_tokens_every_round"].items():
             if not steady:
                 yield f"{name}: {labels[engine]} did not give the same tokens in every round"

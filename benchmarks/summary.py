@@ -58,6 +58,16 @@ def digest(requests: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> 
     }
 
 
+QUIET = 0.1
+"""Cores that others may use during a round without a remark."""
+
+
+def disturbance(row: Mapping[str, Any]) -> str:
+    """A remark on a round in which other processes computed; "" on a quiet one."""
+    cores = row.get("cores_of_others") or 0.0
+    return f" (disturbed: other processes used {cores:.1f} cores)" if cores > QUIET else ""
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """Ours over theirs, round by round: what slowed the machine in a round slowed both."""
     each = [mine / other for mine, other in zip(ours, theirs)]

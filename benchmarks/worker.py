@@ -45,7 +45,9 @@ def answer(state: dict[str, Any], command: dict[str, Any]) -> dict[str, Any]:
         info = state["engine"].info()
         return {"seconds": time.perf_counter() - started, "peak_rss": peak_rss(), **info}
     if what == "run":
-        return {**state["engine"].run(command["requests"]), "peak_rss": peak_rss()}
+        before = time.process_time()
+        result = state["engine"].run(command["requests"])
+        return {**result, "cpu_seconds": time.process_time() - before, "peak_rss": peak_rss()}
     if what == "scheduler":
         from benchmarks.scheduler_worker import measure
 

@@ -85,6 +85,11 @@ def test_latencies_count_from_arrival_and_a_short_answer_is_refused() -> None:
         summary.digest(requests, result)
 
 
+def test_a_round_that_others_disturb_is_remarked_on() -> None:
+    assert summary.disturbance({"cores_of_others": 0.02}) == summary.disturbance({}) == ""
+    assert "used 0.8 cores" in summary.disturbance({"cores_of_others": 0.8})
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     found = summary.ratios([10.0, 30.0, 20.0], [10.0, 10.0, 10.0])
     assert found == {"each": [1.0, 3.0, 2.0], "median": 2.0, "min": 1.0, "max": 3.0}
@@ -177,7 +182,8 @@ def test_the_others_go_on_without_a_worker_that_dies(tmp_path: Path) -> None:
                 raise WorkerError(f"{self.name}: died during run (log: {tmp_path}/x.log)\n    bang")
             ids = {r["request_id"]: [1] * r["max_tokens"] for r in command["requests"]}
             times = {key: [0.1 * (i + 1) for i in range(len(v))] for key, v in ids.items()}
-            return {"seconds": 9.0, "token_ids": ids, "token_times": times, "peak_rss": 1}
+            return {"seconds": 9.0, "token_ids": ids, "token_times": times,
+                    "cpu_seconds": 0.0, "peak_rss": 1}  # fmt: skip
 
         def close(self) -> None:
             pass
@@ -477,6 +483,13 @@ def test_the_page_says_that_no_gpu_was_measured(render: Any) -> None:
     text, _ = render({**published(), "gpu": None})
     assert "GPU: not measured" in text
     assert "Some GPU" not in text
+    assert "disturbed" not in text
+
+
+def test_the_page_names_disturbed_rounds(render: Any) -> None:
+    results = published()
+    results["engines"]["workloads"]["mixed"]["rounds"]["vllm"][1]["cores_of_others"] = 0.7
+    assert re.search(r"disturbed round of.*\nmixed +vLLM +2 +0\.7", render(results)[0])
 
 
 def test_the_page_stands_before_anything_is_published(render: Any) -> None:
