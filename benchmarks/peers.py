@@ -74,10 +74,10 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine("minivllm", "minivllm", "minivllm", "minivllm"),
         Engine("vllm-eager", "vLLM, eager", options={"enforce_eager": True}, **_VLLM),
-        Engine("vllm", "vLLM, compiled (its default)", options={"enforce_eager": False}, **_VLLM),
+        Engine("vllm", "vLLM, compiled", options={"enforce_eager": False}, **_VLLM),
         Engine(
             "hf-static",
-            "transformers generate, batches of 16",
+            "transformers, static batches",
             "hf-static",
             workloads=("mixed", "batch1", "long"),
             options={"batch_size": 16},
@@ -85,9 +85,8 @@ ENGINES: dict[str, Engine] = {
         ),
         Engine(
             "hf-continuous",
-            "transformers, continuous batching",
+            "transformers, continuous",
             "hf-continuous",
-            workloads=("mixed", "batch1"),
             **_TRANSFORMERS,
         ),
         Engine(
