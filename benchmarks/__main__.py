@@ -1,8 +1,8 @@
 """`make bench`: measure, print, and write JSON.
 
-    python -m benchmarks                       everything
-    python -m benchmarks engines --quick       a look in a few minutes, not to be published
-    python -m benchmarks --publish             everything, for the book's page
+python -m benchmarks                       everything
+python -m benchmarks engines --quick       a look in a few minutes, not to be published
+python -m benchmarks --publish             everything, for the book's page
 """
 
 from __future__ import annotations
@@ -31,10 +31,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("sections", nargs="*", default=[], help=f"of {', '.join(SECTIONS)}; default: all")
-    add("--engines", type=_names(peers.ENGINES), default=list(peers.ENGINES), metavar="A,B",
-        help=f"of {', '.join(peers.ENGINES)}")
-    add("--workloads", type=_names(workloads.NAMES), default=list(workloads.NAMES), metavar="A,B",
-        help=f"of {', '.join(workloads.NAMES)}")
+    add(
+        "--engines",
+        type=_names(peers.ENGINES),
+        default=list(peers.ENGINES),
+        metavar="A,B",
+        help=f"of {', '.join(peers.ENGINES)}",
+    )
+    add(
+        "--workloads",
+        type=_names(workloads.NAMES),
+        default=list(workloads.NAMES),
+        metavar="A,B",
+        help=f"of {', '.join(workloads.NAMES)}",
+    )
     add("--rounds", type=int, default=3, help="runs of every engine, in turns (3)")
     add("--seed", type=int, default=0, help="another seed is another workload of the same kind")
     add("--rate", type=float, help="requests/s of 'load'; default: from what 'mixed' measured")

@@ -214,9 +214,7 @@ def _compared(
             name: summary.ratios(ours, [row["output_tokens_per_s"] for row in rounds[name]])
             for name in others
         },
-        "agreement": {
-            name: summary.agreement(tokens["minivllm"], tokens[name]) for name in others
-        },
+        "agreement": {name: summary.agreement(tokens["minivllm"], tokens[name]) for name in others},
     }
 
 

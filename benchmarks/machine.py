@@ -1,6 +1,6 @@
 """What the numbers were measured on, and how fast its memory is.
 
-    python -m benchmarks.machine --threads 2      prints the bandwidth, as JSON
+python -m benchmarks.machine --threads 2      prints the bandwidth, as JSON
 """
 
 from __future__ import annotations

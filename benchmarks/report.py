@@ -27,9 +27,7 @@ def with_spread(values: Mapping[str, float] | None, digits: int = 2, scale: floa
     """`median (least–most)`, or a dash."""
     if values is None:
         return "–"
-    median, low, high = (
-        f"{values[key] * scale:.{digits}f}" for key in ("median", "min", "max")
-    )
+    median, low, high = (f"{values[key] * scale:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({low}–{high})"
 
 

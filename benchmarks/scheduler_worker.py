@@ -89,9 +89,7 @@ def _minivllm(
     return minivllm.__version__, step
 
 
-def _vllm(
-    running: int, waiting: int, pool: int, max_tokens: int, record: bool
-) -> tuple[str, Step]:
+def _vllm(running: int, waiting: int, pool: int, max_tokens: int, record: bool) -> tuple[str, Step]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import vllm
     from vllm.v1.outputs import ModelRunnerOutput

@@ -299,7 +299,8 @@ class CPUPagedAttention(PagedAttention):
     def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
         num_decodes = metadata.num_decodes
         self._tables = self._indices(metadata.block_tables[:num_decodes]).contiguous()
-        self._lens = self._indices(metadata.context_lens[:num_decodes]).contiguous()
+        self._positions = self._indices(metadata.context_lens[:num_decodes] - 1)
+        self._owners = torch.arange(num_decodes)
 
     def _decode(
         self,
@@ -309,9 +310,15 @@ class CPUPagedAttention(PagedAttention):
         scale: float,
         output: Tensor,
     ) -> None:
-        if num_decodes := len(self._lens):
+        if num_decodes := len(self._owners):
             self.kernels.paged_attention(
-                query[:num_decodes], kv_cache, self._tables, self._lens, scale, output
+                query[:num_decodes],
+                kv_cache,
+                self._tables,
+                self._owners,
+                self._positions,
+                scale,
+                output,
             )
 
 

@@ -15,6 +15,9 @@
 
 #define LANES 8
 #define UNROLL _Pragma("GCC unroll 16")
+/* Loads stay below this line. Left free, GCC loads all rows first, has no registers for the sums
+ * then, and keeps some in memory: a quarter of the speed is lost. */
+#define IN_ORDER __asm__ volatile("" ::: "memory")
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
@@ -44,8 +47,8 @@ static inline void sum_two(vec a, vec b, float pair[2]) {
 /* Rows of some array: where the first begins, and how far it is to the next. */
 typedef struct { const float *at; int64_t stride; } rows_of;
 
-/* y[r][o] = x[r] · w[o] (or += , to accumulate), for a few rows of each. While it computes it asks
- * memory for the two rows at `next`, which will be wanted soon. */
+/* y[r][o] = x[r] · w[o] (or +=, to accumulate), for a few rows of each. While it computes it asks
+ * memory for two rows at `next`, which will be wanted soon: a few at a time, or it would wait. */
 static inline __attribute__((always_inline)) void
 tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w, rows_of next,
      int64_t columns, int accumulate) {
@@ -62,6 +65,7 @@ tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w
         UNROLL for (int o = 0; o < num_out; o++) {
             vec ws = load(w.at + o * w.stride + k);
             UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] += ws * xs[r];
+            IN_ORDER;
         }
     }
     UNROLL for (int r = 0; r < num_rows; r++)
@@ -109,12 +113,12 @@ void linear(float *y, const float *x, int64_t x_stride, const float *w, int64_t 
             /* What this thread reads next: more columns of these rows, or the rows below. */
             const float *next = k + columns < in_features ? weights.at + columns
                               : w + (out + TILE_OUT) * in_features;
-            int64_t num_ahead = out + 2 * TILE_OUT <= out_features && rows > TILE_ROWS ? TILE_OUT : 0;
+            int64_t num_next = out + 2 * TILE_OUT <= out_features && rows > TILE_ROWS ? TILE_OUT : 0;
             for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-                int64_t ahead = row / TILE_ROWS * 2;
-                tile_of(num_out, min(rows - row, TILE_ROWS), y + row * out_features + out, out_features,
-                        (rows_of){x + row * x_stride + k, x_stride}, weights,
-                        (rows_of){ahead < num_ahead ? next + ahead * in_features : 0, in_features},
+                int64_t ahead = row / TILE_ROWS * 2; /* each tile asks for two of them */
+                rows_of coming = {ahead < num_next ? next + ahead * in_features : 0, in_features};
+                tile_of(num_out, min(rows - row, TILE_ROWS), y + row * out_features + out,
+                        out_features, (rows_of){x + row * x_stride + k, x_stride}, weights, coming,
                         columns, accumulate || k > 0);
             }
         }
@@ -191,43 +195,52 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, const int6
     }
 }
 
-/* --- paged attention of single query tokens --------------------------------------------------- */
+/* --- paged attention ------------------------------------------------------------------------------ */
 
 #define MAX_HEADS 128
 #define MAX_GROUP 16 /* query heads that share a key/value head */
 #define SLICE 16 /* keys that are looked at in one turn */
 
-/* result[g] = result[g] * shrink[g] + weights[g] · values, for a few heads and 32 columns. */
+/* Where the keys and values of a few tokens lie, of one head; `stride` apart. keys 0: nowhere. */
+typedef struct { const float *keys, *values; int64_t stride; } tokens;
+
+/* result[g] = result[g] * shrink[g] + weights[g] · values, for a few heads. While it computes it asks
+ * memory for the tokens at `next`. */
 static inline __attribute__((always_inline)) void
 add_values(int num_heads, float *result, int64_t dim, const float *shrink,
-           const float weights[][SLICE], rows_of values, int64_t count) {
-    for (int64_t d = 0; d < dim; d += LANES * 4) {
-        int64_t vecs = min(4, (dim - d) / LANES);
-        if (vecs == 4) {
-            vec sums[TILE_ROWS][4];
-            UNROLL for (int g = 0; g < num_heads; g++)
-                UNROLL for (int v = 0; v < 4; v++)
-                    sums[g][v] = load(result + g * dim + d + v * LANES) * shrink[g];
-            for (int64_t t = 0; t < count; t++)
-                UNROLL for (int v = 0; v < 4; v++) {
-                    vec value = load(values.at + t * values.stride + d + v * LANES);
-                    UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += weights[g][t] * value;
+           const float weights[][SLICE], tokens at, tokens next, int64_t count) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= dim; d += 4 * LANES) {
+        vec sums[TILE_ROWS][4];
+        UNROLL for (int g = 0; g < num_heads; g++)
+            UNROLL for (int v = 0; v < 4; v++)
+                sums[g][v] = load(result + g * dim + d + v * LANES) * shrink[g];
+        for (int64_t t = 0; t < count; t++) {
+            if (next.keys)
+                UNROLL for (int i = 0; i < 4 * LANES; i += 16) {
+                    __builtin_prefetch(next.keys + t * next.stride + d + i);
+                    __builtin_prefetch(next.values + t * next.stride + d + i);
                 }
-            UNROLL for (int g = 0; g < num_heads; g++)
-                UNROLL for (int v = 0; v < 4; v++) store(result + g * dim + d + v * LANES, sums[g][v]);
-        } else
-            for (int64_t v = 0; v < vecs; v++)
-                for (int g = 0; g < num_heads; g++) {
-                    vec sums = load(result + g * dim + d + v * LANES) * shrink[g];
-                    for (int64_t t = 0; t < count; t++)
-                        sums += weights[g][t] * load(values.at + t * values.stride + d + v * LANES);
-                    store(result + g * dim + d + v * LANES, sums);
-                }
+            UNROLL for (int v = 0; v < 4; v++) {
+                vec value = load(at.values + t * at.stride + d + v * LANES);
+                UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += weights[g][t] * value;
+                IN_ORDER;
+            }
+        }
+        UNROLL for (int g = 0; g < num_heads; g++)
+            UNROLL for (int v = 0; v < 4; v++) store(result + g * dim + d + v * LANES, sums[g][v]);
     }
+    for (; d < dim; d += LANES)
+        for (int g = 0; g < num_heads; g++) {
+            vec sums = load(result + g * dim + d) * shrink[g];
+            for (int64_t t = 0; t < count; t++)
+                sums += weights[g][t] * load(at.values + t * at.stride + d);
+            store(result + g * dim + d, sums);
+        }
 }
 
-/* Update the running softmax of some heads with the scores of up to SLICE keys, which become weights;
- * `shrink` is what the sums so far must be multiplied by (FlashAttention, Dao et al. 2022). */
+/* Scores of up to SLICE keys become weights; `shrink` is what the sums so far must be multiplied by,
+ * since there is a new highest score (the running softmax of FlashAttention, Dao et al. 2022). */
 static inline void
 softmax_slice(int64_t group, float weights[][SLICE], int64_t count, float scale, float *highest,
               float *total, float *shrink) {
@@ -250,65 +263,63 @@ softmax_slice(int64_t group, float weights[][SLICE], int64_t count, float scale,
     }
 }
 
-static inline void prefetch_rows(rows_of rows, int64_t count, int64_t width) {
-    for (int64_t t = 0; t < count; t++)
-        for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(rows.at + t * rows.stride + d);
+/* One slice of keys for the heads that share them. */
+static inline void
+attend(int64_t group, const float *query, int64_t dim, tokens at, tokens next, int64_t count, float scale,
+       float *result, float *highest, float *total) {
+    float weights[MAX_GROUP][SLICE], shrink[MAX_GROUP];
+    for (int64_t t = 0; t < count; t += TILE_OUT)
+        for (int64_t g = 0; g < group; g += TILE_ROWS)
+            tile_of(min(count - t, TILE_OUT), min(group - g, TILE_ROWS), &weights[g][t], SLICE,
+                    (rows_of){query + g * dim, dim}, (rows_of){at.keys + t * at.stride, at.stride},
+                    (rows_of){0}, dim, 0);
+    softmax_slice(group, weights, count, scale, highest, total, shrink);
+    for (int64_t g = 0; g < group; g += TILE_ROWS, next.keys = 0) {
+        float *to = result + g * dim;
+        if (group - g >= 3) add_values(3, to, dim, shrink + g, weights + g, at, next, count);
+        else if (group - g == 2) add_values(2, to, dim, shrink + g, weights + g, at, next, count);
+        else add_values(1, to, dim, shrink + g, weights + g, at, next, count);
+    }
 }
 
-/* query [requests, heads, D]; keys, values [blocks, block_size, kv_heads, D]; block_tables
- * [requests, table_width] -> output as query. One query token for each request; it sees the
- * first context_lens[request] keys. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
+/* query [rows, heads, D]; keys, values [blocks, block_size, kv_heads, D]; block_tables [requests,
+ * table_width] -> output as query. A row belongs to request owners[row] and sees its keys up to
+ * positions[row]. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
 void paged_attention(float *output, const float *query, int64_t query_stride, const float *keys,
                      const float *values, const int64_t *block_tables, int64_t table_width,
-                     const int64_t *context_lens, int64_t num_requests, int64_t num_heads,
+                     const int64_t *owners, const int64_t *positions, int64_t rows, int64_t num_heads,
                      int64_t num_kv_heads, int64_t dim, int64_t block_size, float scale,
                      int num_threads) {
     int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim;
-    /* A thread takes a request with all its heads, which lie side by side; if there are few, a head. */
-    int64_t heads_per_task = num_requests >= 2 * num_threads ? num_kv_heads : 1;
-    int64_t tasks_per_request = num_kv_heads / heads_per_task;
+    /* A thread takes a row with all its heads, whose keys lie side by side; if rows are few, a head. */
+    int64_t heads_per_task = rows >= 2 * num_threads ? num_kv_heads : 1;
+    int64_t tasks_per_row = num_kv_heads / heads_per_task;
     #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
-    for (int64_t task = 0; task < num_requests * tasks_per_request; task++) {
-        int64_t request = task / tasks_per_request, num_task_heads = heads_per_task * group;
-        int64_t first_kv_head = task % tasks_per_request * heads_per_task;
-        const float *q = query + request * query_stride + first_kv_head * group * dim;
-        float *result = output + (request * num_heads + first_kv_head * group) * dim;
-        const int64_t *table = block_tables + request * table_width;
-        int64_t context_len = context_lens[request], count;
-        float weights[MAX_GROUP][SLICE], highest[MAX_HEADS], total[MAX_HEADS], shrink[MAX_GROUP];
+    for (int64_t task = 0; task < rows * tasks_per_row; task++) {
+        int64_t row = task / tasks_per_row, first_head = task % tasks_per_row * heads_per_task;
+        int64_t num_task_heads = heads_per_task * group, context_len = positions[row] + 1, count;
+        const float *q = query + row * query_stride + first_head * group * dim;
+        const int64_t *table = block_tables + owners[row] * table_width;
+        float *result = output + (row * num_heads + first_head * group) * dim;
+        float highest[MAX_HEADS], total[MAX_HEADS];
         for (int64_t h = 0; h < num_task_heads; h++) highest[h] = -INFINITY, total[h] = 0;
         for (int64_t i = 0; i < num_task_heads * dim; i++) result[i] = 0;
 
         for (int64_t start = 0; start < context_len; start += count) {
+            count = min(min(block_size - start % block_size, SLICE), context_len - start);
             /* From a position in the sequence to a place in the cache: the block table. */
             int64_t slot = table[start / block_size] * block_size + start % block_size;
-            int64_t place = slot * stride + first_kv_head * dim;
-            count = min(min(block_size - start % block_size, SLICE), context_len - start);
-            int64_t after = start + count;
-            if (after < context_len) {
-                int64_t next = table[after / block_size] * block_size + after % block_size;
-                next = next * stride + first_kv_head * dim;
-                prefetch_rows((rows_of){keys + next, stride}, count, heads_per_task * dim);
-                prefetch_rows((rows_of){values + next, stride}, count, heads_per_task * dim);
-            }
-            for (int64_t head = 0; head < num_task_heads; head += group) {
-                rows_of key = {keys + place + head / group * dim, stride};
-                rows_of value = {values + place + head / group * dim, stride};
-                for (int64_t t = 0; t < count; t += TILE_OUT)
-                    for (int64_t g = 0; g < group; g += TILE_ROWS)
-                        tile_of(min(count - t, TILE_OUT), min(group - g, TILE_ROWS), &weights[g][t],
-                                SLICE, (rows_of){q + (head + g) * dim, dim},
-                                (rows_of){key.at + t * stride, stride}, (rows_of){0}, dim, 0);
-                softmax_slice(group, weights, count, scale, highest + head, total + head, shrink);
-                for (int64_t g = 0; g < group; g += TILE_ROWS) {
-                    float *to = result + (head + g) * dim;
-                    if (group - g >= 3)
-                        add_values(3, to, dim, shrink + g, weights + g, value, count);
-                    else if (group - g == 2)
-                        add_values(2, to, dim, shrink + g, weights + g, value, count);
-                    else
-                        add_values(1, to, dim, shrink + g, weights + g, value, count);
-                }
+            int64_t after = start + count, next_slot = 0;
+            if (after < context_len)
+                next_slot = table[after / block_size] * block_size + after % block_size;
+            for (int64_t head = 0; head < heads_per_task; head++) {
+                int64_t here = slot * stride + (first_head + head) * dim;
+                int64_t there = next_slot * stride + (first_head + head) * dim;
+                tokens at = {keys + here, values + here, stride};
+                tokens next = {after < context_len ? keys + there : 0, values + there, stride};
+                int64_t h = head * group;
+                attend(group, q + h * dim, dim, at, next, count, scale, result + h * dim, highest + h,
+                       total + h);
             }
         }
         for (int64_t h = 0; h < num_task_heads; h++)

@@ -106,7 +106,8 @@ class CPUKernels(Ops):
             "rms_norm": [pointer, pointer, pointer, size, size, number, count],
             "silu_and_mul": [pointer, size, size, count],
             "rotate_and_store": [pointer] * 7 + [size] * 4 + [count],
-            "paged_attention": [pointer, pointer, size, pointer, pointer, pointer, size, pointer]
+            "paged_attention": [pointer, pointer, size, pointer, pointer, pointer, size]
+            + [pointer, pointer]
             + [size] * 5
             + [number, count],
         }
@@ -200,20 +201,22 @@ class CPUKernels(Ops):
         query: Tensor,
         kv_cache: Tensor,
         block_tables: Tensor,
-        context_lens: Tensor,
+        owners: Tensor,
+        positions: Tensor,
         scale: float,
         output: Tensor,
     ) -> None:
-        """Attention of one query token for each request, over its pages where they lie.
+        """Attention of query tokens over the pages of their requests, where they lie.
 
         Args:
-            query: [requests, Hq, D]; each request's heads lie side by side.
+            query: [T, Hq, D]; each token's heads lie side by side.
             kv_cache: [2, num_blocks, block_size, Hkv, D], each half contiguous.
             block_tables: [requests, blocks of the longest], int64.
-            context_lens: [requests], int64: keys that each sees.
-            output: [requests, Hq, D], contiguous: written.
+            owners: [T], int64: whose each token is, a row of `block_tables`.
+            positions: [T], int64: it sees its request's keys up to this one.
+            output: [T, Hq, D], contiguous: written.
         """
-        num_requests, num_heads, head_dim = query.shape
+        num_tokens, num_heads, head_dim = query.shape
         keys = kv_cache.data_ptr()
         self._kernels["paged_attention"](
             output.data_ptr(),
@@ -223,8 +226,9 @@ class CPUKernels(Ops):
             keys + kv_cache.stride(0) * kv_cache.itemsize,
             block_tables.data_ptr(),
             block_tables.shape[1],
-            context_lens.data_ptr(),
-            num_requests,
+            owners.data_ptr(),
+            positions.data_ptr(),
+            num_tokens,
             num_heads,
             kv_cache.shape[3],
             head_dim,

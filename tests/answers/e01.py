@@ -47,9 +47,7 @@ def exposed(
     budget: int = 8, p0: int = 6, m0: int = 12, arrival: int = 0, p1: int = 20, late: int = 7,
     a: str = "1", b: str = "7",
 ) -> str:  # fmt: skip
-    return EXPOSED.format(
-        budget=budget, p0=p0, m0=m0, arrival=arrival, p1=p1, late=late, a=a, b=b
-    )
+    return EXPOSED.format(budget=budget, p0=p0, m0=m0, arrival=arrival, p1=p1, late=late, a=a, b=b)
 
 
 HELPER = """
@@ -61,7 +59,7 @@ RIGHT = {
     "01a": {
         "pairs as tuples": numbers(),
         "pairs as lists": numbers().replace("(", "[").replace(")", "]"),
-        "built step by step": '''
+        "built step by step": """
 numbers = {"A": [], "B": [], "C": []}
 requests = {"A": [20, 0, 4, 0], "B": [15, 0, 3, 1], "C": [6, 0, 3, 2]}
 for step in range(6):
@@ -77,10 +75,10 @@ for step in range(6):
             request[0] += 1
             request[2] -= 1
         numbers[name].append(tuple(request[:2]) if request[2] else None)
-''',
+""",
     },
     "01b": {
-        "a loop": '''
+        "a loop": """
 def after_step(requests, token_budget):
     after = []
     for num_tokens, num_computed_tokens in requests:
@@ -90,8 +88,8 @@ def after_step(requests, token_budget):
         caught_up = n > 0 and num_computed_tokens == num_tokens
         after.append((num_tokens + caught_up, num_computed_tokens))
     return after
-''',
-        "running sums": '''
+""",
+        "running sums": """
 from itertools import accumulate
 
 def after_step(requests, token_budget):
@@ -102,8 +100,8 @@ def after_step(requests, token_budget):
         full = computed + n == tokens
         result.append([tokens + 1 if full else tokens, computed + n])
     return result
-''',
-        "recursive": '''
+""",
+        "recursive": """
 def after_step(requests, token_budget):
     if not requests:
         return []
@@ -114,12 +112,12 @@ def after_step(requests, token_budget):
     else:
         first = (known + 1, known)
     return [first] + after_step(others, token_budget - n)
-''',
+""",
     },
     "01c": {
         "budget cuts both": mixed(),
         "other numbers": mixed(budget=32, p1=33, p2=90),
-        "a threshold cuts": '''
+        "a threshold cuts": """
 mixed = {
     "config": {"num_gpu_blocks": 100, "max_num_batched_tokens": 64,
                "long_prefill_token_threshold": 20},
@@ -130,11 +128,11 @@ mixed = {
     ],
     "step": 4,
 }
-''',
+""",
     },
     "01d": {
         "a stream, a long prompt, a latecomer": exposed(),
-        "default budget with a threshold": '''
+        "default budget with a threshold": """
 exposed = {
     "config": {"num_gpu_blocks": 64, "long_prefill_token_threshold": 4},
     "requests": [
@@ -145,8 +143,8 @@ exposed = {
     "A_differs_at": 1,
     "B_differs_at": 9,
 }
-''',
-        "B first": '''
+""",
+        "B first": """
 exposed = {
     "config": {"num_gpu_blocks": 64, "block_size": 16, "max_num_batched_tokens": 16},
     "requests": [
@@ -157,7 +155,7 @@ exposed = {
     "A_differs_at": 4,
     "B_differs_at": 3,
 }
-''',
+""",
     },
 }
 

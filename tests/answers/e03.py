@@ -1,6 +1,5 @@
 """Answers to exercise 3, right and wrong, as the text of the answer cell."""
 
-
 Row = tuple[str, int, int, int]
 
 
@@ -88,8 +87,10 @@ WRONG = {
     "03b": {
         "the stub": ("no_seats = {}", "not answered yet"),
         "before the newcomer arrives": (seats(0), "nobody is left waiting"),
-        "tokens too": (seats(0, [("r0", 0, 20, 3), ("r1", 0, 5, 3)], seats=1,
-                             max_num_batched_tokens=16), "more than one"),
+        "tokens too": (
+            seats(0, [("r0", 0, 20, 3), ("r1", 0, 5, 3)], seats=1, max_num_batched_tokens=16),
+            "more than one",
+        ),
         "blocks too": (seats(num_gpu_blocks=5), "more than one|preempts"),
         "a batch that is not full": (seats(seats=3), "nobody is left waiting"),
         "an unknown knob": (seats(max_num_requests=2), "unknown key"),
@@ -98,8 +99,12 @@ WRONG = {
         "the stub": ("no_blocks = {}", "not answered yet"),
         "a request that never fits": (blocks(1, [("r0", 0, 18, 6), ("r1", 1, 40, 3)]), "refuses"),
         "counts the first piece only": (
-            blocks(1, [("r0", 0, 18, 6), ("r1", 1, 15, 3)], max_num_batched_tokens=9,
-                   reserve_full_prompt=False),
+            blocks(
+                1,
+                [("r0", 0, 18, 6), ("r1", 1, 15, 3)],
+                max_num_batched_tokens=9,
+                reserve_full_prompt=False,
+            ),
             "but of a token left",
         ),
         "a step that preempts": (

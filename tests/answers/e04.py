@@ -59,7 +59,7 @@ SEEN_C = plain(CRAMPED, num_gpu_blocks=12, enable_prefix_caching=False)
 
 
 def exposing(**changes: object) -> str:
-    return f"exposing = {({'A': SEEN_A, 'B': SEEN_B, 'C': SEEN_C} | changes)}"
+    return f"exposing = { ({'A': SEEN_A, 'B': SEEN_B, 'C': SEEN_C} | changes) }"
 
 
 RIGHT = {
@@ -73,12 +73,19 @@ RIGHT = {
         ),
         "threshold below everything": binding(
             long_prefill_token_threshold=case(
-                3, "x", [("x", 0, 300, 2), ("y", 0, 4, 9)], max_num_batched_tokens=256,
+                3,
+                "x",
+                [("x", 0, 300, 2), ("y", 0, 4, 9)],
+                max_num_batched_tokens=256,
                 long_prefill_token_threshold=16,
             ),
             max_model_len=case(
-                2, "b", [("a", 0, 6, 30), ("b", 1, 200, 4)], max_model_len=30,
-                max_num_batched_tokens=21, admission_control=False,
+                2,
+                "b",
+                [("a", 0, 6, 30), ("b", 1, 200, 4)],
+                max_model_len=30,
+                max_num_batched_tokens=21,
+                admission_control=False,
             ),
         ),
     },
@@ -185,9 +192,7 @@ WRONG = {
         ),
         "any decode for the gap": (binding(gap=case(5, "r0", [("r0", 0, 9, 9)])), "every decode"),
         "a prompt too long, door guarded": (
-            binding(
-                max_model_len=case(1, "r0", [("r0", 0, 60, 4)], max_model_len=40)
-            ),
+            binding(max_model_len=case(1, "r0", [("r0", 0, 60, 4)], max_model_len=40)),
             "one knob turns the guard off",
         ),
         "an output up to max_model_len": (

@@ -72,9 +72,7 @@ FORGETS = {"A": "count", "B": "front", "C": "free", "D": "status", "E": "tell", 
 CRAMPED = [("r0", 0, 12, 7), ("r1", 0, 7, 6), ("r2", 1, 6, 6), ("r3", 2, 5, 2)]
 
 
-def faults(
-    rows: list[tuple[str, int, int, int]] = CRAMPED, blocks: int = 9, **forgets: str
-) -> str:
+def faults(rows: list[tuple[str, int, int, int]] = CRAMPED, blocks: int = 9, **forgets: str) -> str:
     requests = [
         {"request_id": id_, "arrival_step": step, "num_prompt_tokens": prompt, "max_tokens": output}
         for id_, step, prompt, output in rows

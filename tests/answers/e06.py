@@ -13,7 +13,7 @@ def answer(
         for id_, step, prompt, output in rows
     ]
     config = {"num_gpu_blocks": blocks, "block_size": 4, "enable_prefix_caching": False, **knobs}
-    return f"{name} = {({'config': config, 'requests': requests} | (more or {}))}"
+    return f"{name} = { ({'config': config, 'requests': requests} | (more or {})) }"
 
 
 REAL = {"r0": 0, "r1": 4, "r2": 4, "r3": 6, "r4": 7}
@@ -70,11 +70,15 @@ RIGHT = {
         "a small one in every step": starving(),
         "a larger cache, two at a time": starving(
             [("r0", 0, 40, 3), ("big", 1, 90, 2), *small(count=50, tokens=4, out=6)],
-            blocks=25, real=3, other=56,
+            blocks=25,
+            real=3,
+            other=56,
         ),
         "a stream of long ones": starving(
             [("x", 0, 16, 5), ("big", 2, 60, 1), *small(4, 6, 2, tokens=20, out=9)],
-            blocks=16, real=5, other=33,
+            blocks=16,
+            real=5,
+            other=33,
         ),
     },
     "06c": {
@@ -90,8 +94,10 @@ RIGHT = {
             [("a", 0, 30, 9), ("b", 1, 30, 9), ("c", 2, 30, 9)], blocks=20, victim="b", step=2
         ),
         "one long text, many short ones": thrash(
-            [("a", 0, 70, 12), *((f"b{i}", 3 + 4 * i, 38, 2) for i in range(6))], blocks=28,
-            victim="a", step=3,
+            [("a", 0, 70, 12), *((f"b{i}", 3 + 4 * i, 38, 2) for i in range(6))],
+            blocks=28,
+            victim="a",
+            step=3,
         ),
     },
     "06e": {
@@ -187,7 +193,9 @@ WRONG = {
         "plenty of blocks": (guard(blocks=50), "never asked"),
         "a small one waits behind the victim": (
             guard(
-                [*TWINS, ("c", 1, 2, 2)], blocks=6, reserve_full_prompt=True,
+                [*TWINS, ("c", 1, 2, 2)],
+                blocks=6,
+                reserve_full_prompt=True,
                 max_num_batched_tokens=64,
             ),
             "ask for less|another one be the head",
