@@ -79,7 +79,8 @@ class LLMEngine:
         batch_invariant: the logits of a token do not depend, by a single bit, on the batch.
         attention_backend: "sdpa" (PyTorch's), "cpu" or "triton" (our kernels), or "auto": the
             device's own kernel where it can be had.
-        enforce_eager: do without CUDA graphs of the decode steps (they need a GPU with Triton).
+        enforce_eager: run each operator by itself in every step; by default a decode step is one
+            call, of a CUDA graph on a GPU with Triton, of C on a CPU with our kernels.
         record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
         scheduling: the other knobs of `SchedulerConfig`.
 

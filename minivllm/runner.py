@@ -16,6 +16,7 @@ from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
 from minivllm.models.attention import AttentionMetadata, GraphAttention, token_positions
+from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.llama import LlamaModel
 
@@ -26,7 +27,7 @@ class ModelRunner:
     Args:
         model: runs the tokens.
         config: gives the size of the cache; one more block, the null block, comes on top.
-        enforce_eager: False records CUDA graphs of the decode steps, on a GPU with Triton.
+        enforce_eager: False: decode steps run in one call, by a CUDA graph or our C kernels.
 
     Attributes:
         block_tables: [max_num_seqs, blocks of max_model_len]: a row for each running request.
@@ -57,13 +58,22 @@ class ModelRunner:
         )
         if num_cpu_blocks and model.device != "cpu":
             self.cpu_kv_caches = self.cpu_kv_caches.pin_memory()
-        self.graphs: DecodeGraphs | None = None
-        if not enforce_eager and isinstance(model.attention, GraphAttention):
-            with torch.inference_mode():
-                self.graphs = DecodeGraphs(
-                    model, self.kv_caches, config.max_num_seqs, max_blocks,
-                    record=model.device.startswith("cuda"),
-                )  # fmt: skip
+        self.decoder = None if enforce_eager else self._make_decoder(config)
+
+    @torch.inference_mode()
+    def _make_decoder(self, config: SchedulerConfig) -> DecodeGraphs | CPUDecoder | None:
+        """Who runs the steps in which every request decodes, without Python between operators."""
+        if can_decode(self.model):
+            return CPUDecoder(self.model, self.kv_caches)
+        if not isinstance(self.model.attention, GraphAttention):
+            return None
+        return DecodeGraphs(
+            self.model,
+            self.kv_caches,
+            config.max_num_seqs,
+            max_blocks=self.block_tables.shape[1],
+            record=self.model.device.startswith("cuda"),
+        )
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> tuple[list[Request], Tensor]:
@@ -93,8 +103,9 @@ class ModelRunner:
         token_ids, positions, slots, block_tables = self._lay_out(
             scheduled, query_lens, context_lens
         )
-        if self.graphs and len(token_ids) == len(scheduled) <= self.graphs.sizes[-1]:
-            hidden = self.graphs.run(token_ids, positions, slots, block_tables)
+        decoder = self.decoder
+        if decoder and len(token_ids) == len(scheduled) <= decoder.max_batch_size:
+            hidden = decoder.run(token_ids, positions, slots, block_tables)
         else:
             metadata = AttentionMetadata(
                 self._tensor(slots), query_lens, context_lens, block_tables

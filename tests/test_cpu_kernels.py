@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from minivllm.models.attention import (
     PagedAttention,
     reference_paged_attention,
 )
+from minivllm.models.cpu_decoder import CPUDecoder
 from minivllm.models.cpu_kernels import MAX_ROWS, CPUKernels, load_kernels
 from minivllm.models.loader import tiny_random_model
 from minivllm.models.ops import Ops
@@ -188,6 +190,49 @@ def test_the_engine_says_the_same_with_and_without(no_kernels):
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=9))
         said.append([output.outputs[0].token_ids for output in outputs])
     assert said[0] == said[1]
+
+
+@needs_kernels
+def test_a_decode_step_in_one_call_is_the_same_to_the_bit():
+    """The same kernels in the same order: equal hidden states and caches, whatever the batch."""
+    steps: dict[bool, list[torch.Tensor]] = {}
+    caches: dict[bool, torch.Tensor] = {}
+    for enforce_eager in (True, False):
+        llm = LLM(
+            tiny_random_model(), max_model_len=64, max_num_seqs=5, enforce_eager=enforce_eager
+        )
+        runner, seen = llm.llm_engine.runner, steps.setdefault(enforce_eager, [])
+        assert isinstance(runner.decoder, CPUDecoder) != enforce_eager
+        compute_logits = runner.model.compute_logits
+        runner.model.compute_logits = lambda hidden, of=compute_logits, to=seen: (
+            to.append(hidden.clone()),
+            of(hidden),
+        )[1]
+        prompts = [{"prompt_token_ids": list(range(3, 3 + n))} for n in (5, 30, 16, 9, 2, 40)]
+        params = [SamplingParams(temperature=0, max_tokens=n) for n in (4, 9, 20, 7, 20, 12)]
+        llm.generate(prompts, params)
+        caches[enforce_eager] = runner.kv_caches
+    assert len(steps[True]) == len(steps[False]) > 15
+    for one, other in zip(steps[True], steps[False]):
+        assert torch.equal(one, other)
+    assert torch.equal(caches[True], caches[False])
+
+
+@needs_kernels
+def test_models_with_more_in_a_layer_decode_operator_by_operator():
+    model = tiny_random_model()
+    config = replace(model.config, qkv_bias=True)
+    weights = dict(model.weights)
+    for name in list(weights):
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            if name.endswith(f"{projection}.weight"):
+                bias = randn(len(weights[name]))
+                weights[name.removesuffix("weight") + "bias"] = bias
+    llm = LLM(replace(model, config=config, weights=weights), max_model_len=64)
+    assert llm.llm_engine.runner.decoder is None
+    prompt = {"prompt_token_ids": [5, 6, 7]}
+    (said,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=9))
+    assert len(said.outputs[0].token_ids) == 9
 
 
 def test_no_compiler_no_kernels_and_no_error(no_kernels, tmp_path):

@@ -103,8 +103,8 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
             enable_prefix_caching=False,
         )
         runner, sizes = llm.llm_engine.runner, []
-        assert (runner.graphs is None) == enforce_eager
-        if graphs := runner.graphs:
+        assert (runner.decoder is None) == enforce_eager
+        if graphs := runner.decoder:
             replay = graphs.run
             graphs.run = lambda *args: (sizes.append(len(args[0])), replay(*args))[1]
         said = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]

@@ -19,6 +19,7 @@
  * then, and keeps some in memory: a quarter of the speed is lost. */
 #define IN_ORDER __asm__ volatile("" ::: "memory")
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 static inline vec load(const float *from) { return *(const vec *)from; }
@@ -30,13 +31,15 @@ static inline float sum(vec v) {
     return total;
 }
 
-/* Sums of two vectors, by halves: a few shuffles and adds instead of fourteen adds. */
-static inline void sum_two(vec a, vec b, float pair[2]) {
-    vec ab = __builtin_shuffle(a, b, (ivec){0, 8, 2, 10, 4, 12, 6, 14})
-           + __builtin_shuffle(a, b, (ivec){1, 9, 3, 11, 5, 13, 7, 15});
-    ab += __builtin_shuffle(ab, (ivec){2, 3, 2, 3, 6, 7, 6, 7});
-    pair[0] = ab[0] + ab[4];
-    pair[1] = ab[1] + ab[5];
+/* Sums of four vectors, by halves: a tree of shuffles and adds instead of 28 adds. */
+static inline vec4 sum_four(vec a, vec b, vec c, vec d) {
+    ivec even = {0, 8, 2, 10, 4, 12, 6, 14}, odd = {1, 9, 3, 11, 5, 13, 7, 15};
+    vec ab = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+    vec cd = __builtin_shuffle(c, d, even) + __builtin_shuffle(c, d, odd);
+    vec all = __builtin_shuffle(ab, cd, (ivec){0, 1, 8, 9, 4, 5, 12, 13})
+            + __builtin_shuffle(ab, cd, (ivec){2, 3, 10, 11, 6, 7, 14, 15});
+    union { vec whole; vec4 half[2]; } halves = {all};
+    return halves.half[0] + halves.half[1];
 }
 
 /* --- tiles of products ------------------------------------------------------------------- */
@@ -68,13 +71,16 @@ tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w
             IN_ORDER;
         }
     }
-    UNROLL for (int r = 0; r < num_rows; r++)
-        UNROLL for (int o = 0; o < num_out; o += 2) {
-            float pair[2], *to = y + r * y_stride + o;
-            sum_two(sums[o][r], o + 1 < num_out ? sums[o + 1][r] : (vec){0}, pair);
-            to[0] = pair[0] + (accumulate ? to[0] : 0);
-            if (o + 1 < num_out) to[1] = pair[1] + (accumulate ? to[1] : 0);
-        }
+    UNROLL for (int r = 0; r < num_rows; r++) {
+        vec more[3] = {0}; /* num_out is 4 or 1 */
+        if (num_out > 1) more[0] = sums[1][r], more[1] = sums[2][r], more[2] = sums[3][r];
+        vec4 results = sum_four(sums[0][r], more[0], more[1], more[2]);
+        float *to = y + r * y_stride;
+        if (num_out > 1)
+            *(vec4 *)to = results + (accumulate ? *(vec4 *)to : (vec4){0});
+        else
+            to[0] = results[0] + (accumulate ? to[0] : 0);
+    }
 }
 
 /* The same for any number of rows up to a tile's. */
@@ -324,5 +330,41 @@ void paged_attention(float *output, const float *query, int64_t query_stride, co
         }
         for (int64_t h = 0; h < num_task_heads; h++)
             for (int64_t d = 0; d < dim; d++) result[h * dim + d] /= total[h];
+    }
+}
+
+/* --- a decode step in one call ------------------------------------------------------------------------ */
+
+typedef struct {
+    const float *input_norm, *qkv, *o, *post_attention_norm, *gate_up, *down;
+} layer_weights;
+
+/* All decoder layers for rows of one token each; hidden [rows, hidden_size] is changed in place. The
+ * cache is [layers, 2, blocks, block_size, kv_heads, D], `half` floats from keys to values. `scratch`
+ * has room for the widest of each row: hidden_size + (2 heads + 2 kv_heads) * D + 2 * inner floats. */
+void decode(float *hidden, const layer_weights *layers, int64_t num_layers, float *scratch,
+            float *kv_cache, int64_t half, const float *cos, const float *sin,
+            const int64_t *positions, const int64_t *slots, const int64_t *owners,
+            const int64_t *block_tables, int64_t table_width, int64_t rows, int64_t hidden_size,
+            int64_t inner, int64_t num_heads, int64_t num_kv_heads, int64_t dim, int64_t block_size,
+            float eps, float scale, int num_threads) {
+    int64_t attended_width = num_heads * dim, qkv_width = attended_width + 2 * num_kv_heads * dim;
+    float *normed = scratch, *qkv = normed + rows * hidden_size, *attended = qkv + rows * qkv_width;
+    float *gate_up = attended + rows * attended_width;
+    for (const layer_weights *layer = layers; layer < layers + num_layers; layer++, kv_cache += 2 * half) {
+        float *keys = kv_cache, *values = kv_cache + half;
+        rms_norm(normed, hidden, layer->input_norm, rows, hidden_size, eps, num_threads);
+        linear(qkv, normed, hidden_size, layer->qkv, rows, qkv_width, hidden_size, 0, num_threads);
+        rotate_and_store(qkv, cos, sin, positions, slots, keys, values, rows, num_heads, num_kv_heads,
+                         dim, num_threads);
+        paged_attention(attended, qkv, qkv_width, keys, values, block_tables, table_width, owners,
+                        positions, rows, num_heads, num_kv_heads, dim, block_size, scale, num_threads);
+        linear(hidden, attended, attended_width, layer->o, rows, hidden_size, attended_width, 1,
+               num_threads);
+        rms_norm(normed, hidden, layer->post_attention_norm, rows, hidden_size, eps, num_threads);
+        linear(gate_up, normed, hidden_size, layer->gate_up, rows, 2 * inner, hidden_size, 0,
+               num_threads);
+        silu_and_mul(gate_up, rows, inner, num_threads);
+        linear(hidden, gate_up, 2 * inner, layer->down, rows, hidden_size, inner, 1, num_threads);
     }
 }

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,12 @@ class CPUKernels(Ops):
             + [size] * 5
             + [number, count],
         }
+        signatures["decode"] = (
+            [pointer, pointer, size, pointer, pointer, size]
+            + [pointer] * 6
+            + [size] * 8
+            + [number, number, count]
+        )
         self._kernels: dict[str, Callable[..., None]] = {}
         for name, argtypes in signatures.items():
             kernel = getattr(library, name)
@@ -236,6 +243,10 @@ class CPUKernels(Ops):
             scale,
             torch.get_num_threads(),
         )
+
+    def decode(self, *args: Any) -> None:
+        """All layers of a decode step: `CPUDecoder` knows the arguments."""
+        self._kernels["decode"](*args, torch.get_num_threads())
 
 
 def _few_rows(x: Tensor) -> bool:

@@ -32,7 +32,7 @@ def graph_batch_sizes(max_num_seqs: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Runs decode steps of up to `sizes[-1]` requests, with one token each.
+    """Runs decode steps of up to `max_batch_size` requests, with one token each.
 
     Args:
         model: on a GPU, with Triton's attention.
@@ -53,7 +53,7 @@ class DecodeGraphs:
         self.model = model
         self.kv_caches = kv_caches
         self.sizes = graph_batch_sizes(max_num_seqs)
-        most = self.sizes[-1]
+        most = self.max_batch_size = self.sizes[-1]
         # Page-locked memory on this side: the copies need not wait for the CPU.
         pinned = model.device.startswith("cuda")
         self._inputs = torch.zeros(3, most, dtype=torch.long, pin_memory=pinned)

@@ -1,0 +1,101 @@
+"""Decode steps on a CPU in one call: what a CUDA graph is on a GPU.
+
+A step of one request takes twenty milliseconds, and a tenth of them is Python between operators, in
+which memory idles. `decode` in `cpu_kernels.c` runs the same kernels in the same order for all
+layers. Steps with a chunk of a prompt are long enough to do without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivllm.models.attention import CPUPagedAttention
+from minivllm.models.cpu_kernels import MAX_ROWS, CPUKernels
+from minivllm.models.llama import LlamaModel
+
+_WEIGHTS = ("input_norm", "qkv", "o", "post_attention_norm", "gate_up", "down")
+"""Of each layer, as `layer_weights` in `cpu_kernels.c` has them."""
+
+
+class CPUDecoder:
+    """Runs decode steps of up to `max_batch_size` requests, with one token each.
+
+    Args:
+        model: one for which `can_decode` is true.
+        kv_caches: the cache to read and write.
+    """
+
+    max_batch_size = MAX_ROWS
+
+    def __init__(self, model: LlamaModel, kv_caches: Tensor) -> None:
+        assert isinstance(model.ops, CPUKernels)
+        self.model = model
+        self.kernels = model.ops
+        self.kv_caches = kv_caches
+        pointers = [getattr(layer, name).data_ptr() for layer in model.layers for name in _WEIGHTS]
+        self._layers = (ctypes.c_void_p * len(pointers))(*pointers)
+        config = model.config
+        heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+        width = config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
+        self._scratch = torch.empty(self.max_batch_size * width)
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slot_mapping: np.ndarray,
+        block_tables: np.ndarray,
+    ) -> Tensor:
+        """Compute a decode step.
+
+        Args:
+            token_ids: [requests] of each request's one token; `positions` and `slot_mapping` alike.
+            block_tables: [requests, blocks of the longest].
+
+        Returns:
+            Hidden states [requests, hidden_size].
+        """
+        model, config = self.model, self.model.config
+        hidden = F.embedding(torch.from_numpy(token_ids), model.embed)
+        # Names keep the arrays alive while C reads them.
+        positions, slots = np.ascontiguousarray(positions), np.ascontiguousarray(slot_mapping)
+        tables, owners = np.ascontiguousarray(block_tables), np.arange(len(token_ids))
+        self.kernels.decode(
+            hidden.data_ptr(),
+            self._layers,
+            len(model.layers),
+            self._scratch.data_ptr(),
+            self.kv_caches.data_ptr(),
+            self.kv_caches.stride(1),
+            model.rope[0].data_ptr(),
+            model.rope[1].data_ptr(),
+            *(array.ctypes.data for array in (positions, slots, owners, tables)),
+            tables.shape[1],
+            len(token_ids),
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.kv_caches.shape[3],
+            config.rms_norm_eps,
+            model.scale,
+        )
+        return hidden
+
+
+def can_decode(model: LlamaModel) -> bool:
+    """Whether `decode` in C is made for a model: our kernels, no biases, no norms of heads."""
+    config = model.config
+    extras = ("qkv_bias", "q_norm", "k_norm", "o_bias", "gate_up_bias", "down_bias")
+    return (
+        isinstance(model.ops, CPUKernels)
+        and isinstance(model.attention, CPUPagedAttention)
+        and not any(getattr(layer, name) is not None for layer in model.layers for name in extras)
+        and config.hidden_size % 8 == config.intermediate_size % 8 == config.head_dim % 16 == 0
+    )
