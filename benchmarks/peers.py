@@ -79,7 +79,7 @@ ENGINES: dict[str, Engine] = {
             "hf-static",
             "transformers, static batches",
             "hf-static",
-            workloads=("mixed", "batch1", "long"),
+            workloads=("mixed",),
             options={"batch_size": 16},
             **_TRANSFORMERS,
         ),
@@ -87,6 +87,7 @@ ENGINES: dict[str, Engine] = {
             "hf-continuous",
             "transformers, continuous",
             "hf-continuous",
+            workloads=("mixed", "batch1"),
             **_TRANSFORMERS,
         ),
         Engine(
@@ -96,6 +97,7 @@ ENGINES: dict[str, Engine] = {
             "llama_cpp",
             ("llama-cpp-python",),
             "llama-cpp-python==0.3.36",
+            workloads=("mixed", "batch1"),
             options={"n_ubatch": 512},
         ),
     )

@@ -231,7 +231,8 @@ def test_models_with_more_in_a_layer_decode_operator_by_operator():
     llm = LLM(replace(model, config=config, weights=weights), max_model_len=64)
     assert llm.llm_engine.runner.decoder is None
     prompt = {"prompt_token_ids": [5, 6, 7]}
-    (said,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=9))
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    (said,) = llm.generate([prompt], params)
     assert len(said.outputs[0].token_ids) == 9
 
 

@@ -1,4 +1,4 @@
-"""Decode steps recorded as CUDA graphs: one launch by the CPU instead of a thousand.
+"""Decode steps recorded as CUDA graphs: one launch by the CPU instead of hundreds.
 
 A graph replays the same kernels on the same addresses. So a decode step's inputs are copied into
 buffers that stay, padded to the next batch size for which a graph was recorded. Steps with a prompt
