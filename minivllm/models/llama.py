@@ -24,6 +24,9 @@ from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import can_attend, load_kernels
 from minivllm.models.ops import Ops
 
+MLP_ROWS = 1024
+"""The MLP is the widest part of a step: it takes so many rows at a time, to need less memory."""
+
 
 @dataclass
 class Layer:
@@ -145,10 +148,13 @@ class LlamaModel:
     def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> tuple[Tensor]:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
         hidden = self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
-        normed = self._rms_norm(hidden, layer.post_attention_norm)
-        gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias)
-        activated = self.ops.silu_and_mul(gate_up)
-        return (self.ops.add_linear(hidden, activated, layer.down, layer.down_bias),)
+        parts = []
+        for rows in hidden.split(MLP_ROWS):
+            normed = self._rms_norm(rows, layer.post_attention_norm)
+            gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias)
+            activated = self.ops.silu_and_mul(gate_up)
+            parts.append(self.ops.add_linear(rows, activated, layer.down, layer.down_bias))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts),)
 
     def _lm_head(self, _: None, hidden: Tensor) -> tuple[Tensor]:
         return (self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head).float(),)
