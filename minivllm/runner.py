@@ -99,11 +99,10 @@ class ModelRunner:
 
         known = np.array([len(request.all_token_ids) for request in scheduled])
         samples = context_lens == known
-        last_rows = np.cumsum(query_lens) - 1
         token_ids, positions, slots, block_tables = self._lay_out(
             scheduled, query_lens, context_lens
         )
-        decoder = self.decoder
+        decoder, wanted = self.decoder, None
         if decoder and len(token_ids) == len(scheduled) <= decoder.max_batch_size:
             hidden = decoder.run(token_ids, positions, slots, block_tables)
         else:
@@ -111,10 +110,15 @@ class ModelRunner:
                 self._tensor(slots), query_lens, context_lens, block_tables
             )
             self.model.attention.prepare(metadata)
+            # The last layer can do without tokens that no one samples; fixed tiles need them all.
+            if len(token_ids) > np.count_nonzero(samples) and not self.model.row_tile:
+                wanted = samples
             hidden = self.model.forward(
-                self._tensor(token_ids), self._tensor(positions), self.kv_caches, metadata
+                self._tensor(token_ids), self._tensor(positions), self.kv_caches, metadata, wanted
             )
-        logits = self.model.compute_logits(hidden[self._tensor(last_rows[samples])])
+        if wanted is None:
+            hidden = hidden[self._tensor((np.cumsum(query_lens) - 1)[samples])]
+        logits = self.model.compute_logits(hidden)
         return [scheduled[index] for index in np.flatnonzero(samples)], logits
 
     def _lay_out(

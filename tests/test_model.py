@@ -262,3 +262,30 @@ def test_other_mode_is_not_invariant_to_the_bit() -> None:
 def test_batch_invariance_needs_a_fitting_block_size() -> None:
     with pytest.raises(ValueError, match="block_size that divides 64, got 24"):
         build(batch_invariant=True, block_size=24)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "auto"])
+def test_the_last_layer_does_without_rows_that_no_one_samples(backend: str) -> None:
+    """Steps that mix decodes, prompts and chunks: what is left is what all rows would give."""
+    llm = build(
+        tiny_random_model(), max_num_batched_tokens=24, max_num_seqs=6, attention_backend=backend
+    )
+    model = llm.llm_engine.model
+    forward, trimmed = model.forward, []
+
+    def compare(token_ids, positions, kv_caches, metadata, sampling=None):
+        every = forward(token_ids, positions, kv_caches, metadata)
+        if sampling is None:
+            return every
+        model.attention.prepare(metadata)
+        kept = forward(token_ids, positions, kv_caches, metadata, sampling)
+        rows = (metadata.query_lens.cumsum() - 1)[sampling]
+        torch.testing.assert_close(kept, every[rows])
+        trimmed.append((len(every), len(kept)))
+        return kept
+
+    model.forward = compare  # type: ignore[method-assign]
+    prompts = [{"prompt_token_ids": list(range(3, 3 + n))} for n in (60, 5, 21, 9, 30, 2, 70)]
+    token_ids(llm, prompts)
+    assert any(kept == 0 for _, kept in trimmed)
+    assert any(1 < kept < every for every, kept in trimmed)

@@ -90,6 +90,15 @@ class AttentionMetadata:
         padded = [[*table, *[0] * (width - len(table))] for table in block_tables]
         return cls(slot_mapping, np.array(query_lens), np.array(context_lens), np.array(padded))
 
+    def last_tokens(self, sampling: np.ndarray) -> tuple[AttentionMetadata, Tensor]:
+        """Of the requests that `sampling` [requests] is true for: their last tokens alone, and
+        the rows that these have in the batch."""
+        rows = torch.from_numpy((np.cumsum(self.query_lens) - 1)[sampling])
+        rows = rows.to(self.slot_mapping.device)
+        ones = np.ones(len(rows), dtype=np.int64)
+        lens, tables = self.context_lens[sampling], self.block_tables[sampling]
+        return AttentionMetadata(self.slot_mapping[rows], ones, lens, tables), rows
+
     @property
     def num_decodes(self) -> int:
         """Requests with a single query token; in a step they come first."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,7 +97,12 @@ class LlamaModel:
             self._check_rows_are_independent()
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, kv_caches: Tensor, metadata: AttentionMetadata
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_caches: Tensor,
+        metadata: AttentionMetadata,
+        sampling: np.ndarray | None = None,
     ) -> Tensor:
         """Compute one step, but for the logits.
 
@@ -105,9 +111,10 @@ class LlamaModel:
             positions: [T] of each token in its sequence.
             kv_caches: [layers, 2, num_blocks, block_size, Hkv, D]; this step's are written.
             metadata: `attention.prepare` has seen it.
+            sampling: [requests] whether each one's last token is wanted; None: all tokens are.
 
         Returns:
-            Hidden states [T, hidden_size].
+            Hidden states [T, hidden_size], or [S, hidden_size] of the S tokens wanted.
         """
         hidden = F.embedding(token_ids, self.embed)
         num_heads = self.config.num_attention_heads
@@ -118,6 +125,13 @@ class LlamaModel:
             query = self.ops.rotate_and_store(
                 qkv, num_heads, self.rope, positions, kv_cache, metadata.slot_mapping
             )
+            if sampling is not None and layer is self.layers[-1]:
+                # The keys and values are stored; nobody will read more of the other rows.
+                metadata, rows = metadata.last_tokens(sampling)
+                hidden, query = hidden[rows], query[rows]
+                if not len(rows):
+                    break
+                self.attention.prepare(metadata)
             attended = self.attention(query, kv_cache, metadata, self.scale)
             (hidden,) = self._by_rows(self._mlp, layer, hidden, attended)
         return hidden
