@@ -19,6 +19,7 @@ from minivllm.models.attention import (
     AttentionMetadata,
     CPUPagedAttention,
     PagedAttention,
+    attention_class,
     reference_paged_attention,
 )
 from minivllm.models.cpu_decoder import CPUDecoder
@@ -286,6 +287,23 @@ def test_the_backend_can_be_asked_for_and_says_what_it_needs(no_kernels):
     no_kernels.setenv("MINIVLLM_CPU_KERNELS", "0")
     with pytest.raises(ValueError, match=r"needs Linux, a C compiler \(cc\) and float32"):
         LLM(tiny_random_model(), max_model_len=64, attention_backend="cpu")
+
+
+@pytest.mark.parametrize("heads", [(256, 128, 8), (34, 2, 8), (4, 2, 12)])
+def test_heads_that_the_kernel_has_no_room_for_are_refused(heads):
+    """The kernel's arrays have fixed sizes: it must never see more."""
+    num_heads, num_kv_heads, head_dim = heads
+    config = replace(
+        tiny_random_model().config,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=head_dim,
+    )
+    assert not cpu_kernels.can_attend(config)
+    with pytest.raises(ValueError, match="up to 128 of them, of which up to 16 share"):
+        attention_class("cpu", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
+    fallback = attention_class("auto", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
+    assert fallback is PagedAttention
 
 
 @needs_kernels

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minivllm.core.config import check_choice
 from minivllm.core.kv_cache_manager import cdiv
-from minivllm.models.cpu_kernels import CPUKernels, load_kernels
+from minivllm.models.cpu_kernels import MAX_GROUP, MAX_HEADS, CPUKernels, load_kernels
 
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
@@ -365,7 +365,8 @@ def attention_class(
         kernel_fits: the CPU kernel takes this dtype and these heads.
 
     Raises:
-        ValueError: if `backend` is no name in `ATTENTION_BACKENDS`, if "triton" is asked for and
+        ValueError: if `backend` is no name in `ATTENTION_BACKENDS`, if "cpu" is asked for and its
+            kernel is not made for the model's heads, if "triton" is asked for and
             not installed, or along with `batch_invariant`.
     """
     check_choice("attention_backend", backend, ATTENTION_BACKENDS)
@@ -376,6 +377,12 @@ def attention_class(
                 f"'auto', got {backend!r}"
             )
         return BatchInvariantAttention
+    if backend == "cpu" and not kernel_fits:
+        raise ValueError(
+            "attention_backend='cpu' takes float32 and heads of a width that 8 divides, up to "
+            f"{MAX_HEADS} of them, of which up to {MAX_GROUP} share a key/value head; leave "
+            "attention_backend at 'auto' for this model"
+        )
     has_triton = importlib.util.find_spec("triton") is not None
     if backend == "triton" and not has_triton:
         raise ValueError("attention_backend='triton' needs Triton: pip install triton")
