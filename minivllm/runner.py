@@ -150,6 +150,7 @@ class ModelRunner:
         for request in plan.scheduled_new_reqs + plan.scheduled_resumed_reqs:
             row = self._rows[request.request_id] = self._free_rows.pop()
             self._num_blocks[row] = 0
+            self.block_tables[row] = 0  # the null block, not what an earlier request left
         for request_id, block_ids in plan.new_block_ids.items():
             row = self._rows[request_id]
             end = self._num_blocks[row] + len(block_ids)
