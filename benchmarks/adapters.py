@@ -109,6 +109,9 @@ class Minivllm:
             enable_prefix_caching=False,
             **size,
         )
+        # Ours takes the cache's memory as blocks are first used. vLLM and llama.cpp take theirs as
+        # they load; so that no round pays for it, neither does ours.
+        self.engine.runner.kv_caches.zero_()
         temperature = options["temperature"]
         self.params = lambda max_tokens: SamplingParams(
             temperature=temperature, max_tokens=max_tokens, ignore_eos=True, detokenize=False

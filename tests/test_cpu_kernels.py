@@ -52,7 +52,8 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 SHAPES = [(1, 4, 8), (1, 1, 8), (2, 3, 584), (3, 7, 576), (5, 13, 1536), (7, 960, 768),
-          (25, 6, 1160), (128, 33, 64), (129, 8, 64), (300, 5, 40)]  # fmt: skip
+          (25, 6, 1160), (128, 33, 64), (256, 33, 1536),
+          (257, 8, 64), (300, 5, 40)]  # fmt: skip
 
 
 @needs_kernels
@@ -64,8 +65,12 @@ def test_linear_is_the_product(kernels, rows, out_features, in_features):
     bias, residual = randn(out_features), randn(rows, out_features)
     expected = exact + bias
     torch.testing.assert_close(kernels.linear(x, weight, bias), expected, atol=1e-4, rtol=1e-5)
-    added = kernels.add_linear(residual.clone(), x, weight, bias)
+    added = residual.clone()
+    kernels.add_linear(added, x, weight, bias)
     torch.testing.assert_close(added, residual + expected, atol=1e-4, rtol=1e-5)
+    room = randn(rows, out_features, seed=1)
+    assert kernels.linear(x, weight, bias, out=room) is room
+    torch.testing.assert_close(room, expected, atol=1e-4, rtol=1e-5)
 
 
 @needs_kernels
@@ -84,7 +89,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(ker
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            for first, last in ((0, 1), (5, 7), (4, 9), (0, 64), (126, 128)):
+            for first, last in ((0, 1), (5, 7), (4, 9), (0, 64), (40, 110), (254, 256)):
                 assert torch.equal(kernels.linear(x[first:last], weight), together[first:last])
     finally:
         torch.set_num_threads(threads)
@@ -146,7 +151,7 @@ def test_paged_attention_is_the_reference(seed, block_size, num_heads, num_kv_he
     expected = reference_paged_attention(query, cache, metadata, head_dim**-0.5)
     attention = CPUPagedAttention(block_size, num_kv_heads, torch.float32, "cpu")
     attention.prepare(metadata)
-    got = attention(query, cache, metadata, head_dim**-0.5)
+    got = attention(query.clone(), cache, metadata, head_dim**-0.5)
     torch.testing.assert_close(got, expected)
     # A request alone, in tasks of one head: the same bits as with the others.
     for index in range(len(query)):

@@ -12,13 +12,16 @@ from serving import build, hf_generate, hf_model, token_ids
 
 from minivllm.core import SchedulerConfig
 from minivllm.models.attention import (
+    CHUNK_ROWS,
     QUERY_TILE,
     AttentionMetadata,
     BatchInvariantAttention,
+    CPUPagedAttention,
     PagedAttention,
     reference_paged_attention,
 )
 from minivllm.models.config import ModelConfig
+from minivllm.models.cpu_kernels import load_kernels
 from minivllm.models.llama import LlamaModel, fuse
 from minivllm.models.loader import load_model, tiny_random_model
 from minivllm.models.ops import write_kv_cache
@@ -33,9 +36,13 @@ def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, AttentionMetada
     rng = random.Random(seed)
     contexts = sorted((rng.randrange(1, 200) for _ in range(rng.randrange(12))), reverse=True)
     query_lens = [1] * len(contexts)
-    for _ in range(rng.randrange(1, 4)):
-        query_lens.append(rng.randrange(2, 40))
-        contexts.append(query_lens[-1] + rng.choice([0, rng.randrange(100)]))
+    chunks = []
+    for longest in rng.choices([40, 40, CHUNK_ROWS + 60], k=rng.randrange(1, 4)):
+        query_len = rng.randrange(2, longest)
+        chunks.append((query_len + rng.choice([0, rng.randrange(300)]), query_len))
+    for context, query_len in sorted(chunks) if seed % 2 else chunks:
+        contexts.append(context)
+        query_lens.append(query_len)
     tables = [rng.sample(range(1, 64), -(-context // BLOCK_SIZE)) for context in contexts]
     generator = torch.Generator().manual_seed(seed)
     cache = torch.randn(2, 64, BLOCK_SIZE, 2, 16, generator=generator)
@@ -44,12 +51,25 @@ def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, AttentionMetada
     return query, cache, AttentionMetadata.of(slots, query_lens, contexts, tables)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_fast_attention_is_the_reference(seed: int) -> None:
+needs_kernels = pytest.mark.skipif(load_kernels() is None, reason="no C kernels here")
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(
+    "attention", [PagedAttention, pytest.param(CPUPagedAttention, marks=needs_kernels)]
+)
+def test_fast_attention_is_the_reference(seed: int, attention: type[PagedAttention]) -> None:
     query, cache, metadata = random_batch(seed)
     expected = reference_paged_attention(query, cache, metadata, 0.25)
-    fast = PagedAttention(BLOCK_SIZE, 2, torch.float32, "cpu")
+    fast = attention(BLOCK_SIZE, 2, torch.float32, "cpu")
     fast.prepare(metadata)
+    # As a model has them: with the keys and values of the token beside its queries.
+    apart = torch.cat((query, torch.zeros(len(query), 4, 16)), dim=1)[:, :6]
+    torch.testing.assert_close(fast(apart, cache, metadata, 0.25), expected)
+    # Masks and memory are kept: the next step must not see anything of this one.
+    query, cache, metadata = random_batch(seed + 100)
+    fast.prepare(metadata)
+    expected = reference_paged_attention(query, cache, metadata, 0.25)
     torch.testing.assert_close(fast(query, cache, metadata, 0.25), expected)
 
 

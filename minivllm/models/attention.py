@@ -28,6 +28,13 @@ from minivllm.models.cpu_kernels import MAX_GROUP, MAX_HEADS, CPUKernels, load_k
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
 
+CHUNK_ROWS = 256
+"""Queries of a request that attend in one call: the mask of more would be large."""
+
+SHORT_CONTEXT = 192
+"""Keys up to which our C kernel does a prompt's chunk sooner than SDPA, which shares the keys among
+its tokens but wants them copied."""
+
 QUERY_TILE = 16
 KEY_TILE = 64
 """Shape of the batch-invariant attention's tiles, in tokens. A multiple of the block size."""
@@ -47,14 +54,15 @@ class DecodeGroup:
 
 @dataclass
 class PrefillChunk:
-    """One request with several query tokens."""
+    """Query tokens of one request that come one after another."""
 
     rows: slice
     block_ids: Tensor
     context_len: int
     """Keys in the cache, those of the chunk itself included."""
     mask: Tensor | None
-    """[queries, keys] for a chunk that continues; None for one that starts at position 0."""
+    """[queries, keys]: 0 where a query sees a key, else -inf; None if the chunk starts at
+    position 0."""
 
 
 @dataclass
@@ -161,27 +169,48 @@ class PagedAttention:
         self.dtype = dtype
         self.device = device
         self._workspace = torch.empty(0, dtype=dtype, device=device)
+        self._mask = torch.empty(0, 0, dtype=dtype, device=device)
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Work out groups, indices and masks, for all layers. Single-token requests come first."""
-        self._prepare_decodes(metadata)
-        row = num_decodes = metadata.num_decodes
+        metadata.decode_groups, metadata.prefill_chunks = [], []
+        first = self._prepare_decodes(metadata)
+        row = int(metadata.query_lens[:first].sum())
         for query_len, context_len, table in zip(
-            metadata.query_lens[num_decodes:].tolist(),
-            metadata.context_lens[num_decodes:].tolist(),
-            metadata.block_tables[num_decodes:],
+            metadata.query_lens[first:].tolist(),
+            metadata.context_lens[first:].tolist(),
+            metadata.block_tables[first:],
             strict=True,
         ):
-            mask = None
-            if query_len < context_len:
-                ones = torch.ones(query_len, context_len, dtype=torch.bool, device=self.device)
-                mask = self._additive(ones.tril(context_len - query_len))
-            block_ids = self._indices(table[: cdiv(context_len, self.block_size)])
-            rows = slice(row, row + query_len)
-            metadata.prefill_chunks.append(PrefillChunk(rows, block_ids, context_len, mask))
+            for start in range(0, query_len, CHUNK_ROWS):
+                end = min(start + CHUNK_ROWS, query_len)
+                metadata.prefill_chunks.append(
+                    self._prefill_chunk(
+                        slice(row + start, row + end), context_len - query_len + end, table
+                    )
+                )
             row += query_len
 
-    def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
+    def _prefill_chunk(self, rows: slice, context_len: int, table: np.ndarray) -> PrefillChunk:
+        query_len = rows.stop - rows.start
+        block_ids = self._indices(table[: cdiv(context_len, self.block_size)])
+        mask = self._causal_mask(query_len, context_len) if query_len < context_len else None
+        return PrefillChunk(rows, block_ids, context_len, mask)
+
+    def _causal_mask(self, query_len: int, context_len: int) -> Tensor:
+        """The last query sees all keys, the one before it all but one, and so on.
+
+        So all masks are lower right corners of one, which is kept.
+        """
+        width = self._mask.shape[1]
+        if width < context_len:
+            width = context_len
+            ones = torch.ones(CHUNK_ROWS, width, dtype=torch.bool, device=self.device)
+            self._mask = self._additive(ones.tril(width - CHUNK_ROWS))
+        return self._mask[CHUNK_ROWS - query_len :, width - context_len :]
+
+    def _prepare_decodes(self, metadata: AttentionMetadata) -> int:
+        """What `_decode` needs, and how many requests, from the first, it will do."""
         lens = metadata.context_lens[: metadata.num_decodes]
         num_blocks = -(-lens // self.block_size)
         start = 0
@@ -197,54 +226,41 @@ class PagedAttention:
                 )
             )
             start = end
+        return metadata.num_decodes
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
-        """As `reference_paged_attention`."""
-        output = query.new_empty(query.shape)
-        self._decode(query, kv_cache, metadata, scale, output)
-        _, num_heads, head_dim = query.shape
-        num_kv_heads = self.num_kv_heads
-        heads_per_kv = num_heads // num_kv_heads
+        """As `reference_paged_attention`, but the result takes the query's place."""
+        self._decode(query, kv_cache, metadata, scale)
+        # [Hkv, query heads that share it, T, D]
+        by_heads = query.unflatten(1, (self.num_kv_heads, -1)).permute(1, 2, 0, 3)
         for chunk in metadata.prefill_chunks:
-            rows = chunk.rows
-            gathered = self._gather(kv_cache, chunk.block_ids, 1)
             keys, values = (
                 pages[0, : chunk.context_len]
                 .transpose(0, 1)[:, None]
-                .expand(-1, heads_per_kv, -1, -1)
-                for pages in gathered
+                .expand(-1, by_heads.shape[1], -1, -1)
+                for pages in self._gather(kv_cache, chunk.block_ids, 1)
             )
-            # [Hkv, queries' heads that share it, query tokens, D]
-            output[rows] = (
-                F.scaled_dot_product_attention(
-                    query[rows].unflatten(1, (num_kv_heads, heads_per_kv)).permute(1, 2, 0, 3),
-                    keys,
-                    values,
-                    attn_mask=chunk.mask,
-                    is_causal=chunk.mask is None,
-                    scale=scale,
-                )
-                .permute(2, 0, 1, 3)
-                .reshape(-1, num_heads, head_dim)
+            by_heads[:, :, chunk.rows] = F.scaled_dot_product_attention(
+                by_heads[:, :, chunk.rows],
+                keys,
+                values,
+                attn_mask=chunk.mask,
+                is_causal=chunk.mask is None,
+                scale=scale,
             )
-        return output
+        return query
 
     def _decode(
-        self,
-        query: Tensor,
-        kv_cache: Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
-        output: Tensor,
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> None:
-        """Write the rows of the requests with one query token."""
+        """Do the rows of the requests with one query token."""
         for group in metadata.decode_groups:
             rows = group.rows
             keys, values = self._gather(kv_cache, group.block_ids, rows.stop - rows.start)
             # [group, Hkv, queries that share the head, D]: the group's heads are its queries.
-            output[rows] = F.scaled_dot_product_attention(
+            query[rows] = F.scaled_dot_product_attention(
                 query[rows].unflatten(1, (self.num_kv_heads, -1)),
                 keys.transpose(1, 2),
                 values.transpose(1, 2),
@@ -289,7 +305,8 @@ def _group_ends(num_blocks: Sequence[int], block_size: int) -> list[int]:
 
 
 class CPUPagedAttention(PagedAttention):
-    """As `PagedAttention`, but decodes by our C kernel: it reads the pages where they lie.
+    """As `PagedAttention`, but our C kernel, which reads the pages where they lie, does decodes
+    and, token by token, the chunks of short prompts.
 
     Raises:
         ValueError: if the kernel cannot be compiled here, or does not take such tensors.
@@ -305,29 +322,22 @@ class CPUPagedAttention(PagedAttention):
             )
         self.kernels: CPUKernels = kernels
 
-    def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
-        num_decodes = metadata.num_decodes
-        self._tables = self._indices(metadata.block_tables[:num_decodes]).contiguous()
-        self._positions = self._indices(metadata.context_lens[:num_decodes] - 1)
-        self._owners = torch.arange(num_decodes)
+    def _prepare_decodes(self, metadata: AttentionMetadata) -> int:
+        small = (metadata.query_lens == 1) | (metadata.context_lens <= SHORT_CONTEXT)
+        count = int(np.append(small, False).argmin())
+        positions, owners = token_positions(
+            metadata.query_lens[:count], metadata.context_lens[:count]
+        )
+        self._positions, self._owners = self._indices(positions), self._indices(owners)
+        self._tables = self._indices(metadata.block_tables[:count]).contiguous()
+        return count
 
     def _decode(
-        self,
-        query: Tensor,
-        kv_cache: Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
-        output: Tensor,
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> None:
-        if num_decodes := len(self._owners):
+        if num_rows := len(self._owners):
             self.kernels.paged_attention(
-                query[:num_decodes],
-                kv_cache,
-                self._tables,
-                self._owners,
-                self._positions,
-                scale,
-                output,
+                query[:num_rows], kv_cache, self._tables, self._owners, self._positions, scale
             )
 
 
@@ -340,7 +350,7 @@ class Attention(Protocol):
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
-        """As `reference_paged_attention`."""
+        """As `reference_paged_attention`; the query may be overwritten."""
 
 
 @runtime_checkable

@@ -40,7 +40,7 @@ class CPUDecoder:
         pointers = [getattr(layer, name).data_ptr() for layer in model.layers for name in _WEIGHTS]
         self._layers = (ctypes.c_void_p * len(pointers))(*pointers)
         config = model.config
-        heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
         width = config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
         self._scratch = torch.empty(self.max_batch_size * width)
 

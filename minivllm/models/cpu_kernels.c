@@ -12,6 +12,7 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define LANES 8
 #define UNROLL _Pragma("GCC unroll 16")
@@ -101,31 +102,38 @@ tile_of(int64_t num_out, int64_t num_rows, float *y, int64_t y_stride, rows_of x
 }
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
 
 #define TILE_COLUMNS 768 /* so many of four weight rows (and three rows of x) stay in L1 */
+#define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
 
 /* x [rows, in], w [out, in] -> y [rows, out], or y + that, to `accumulate`. */
 void linear(float *y, const float *x, int64_t x_stride, const float *w, int64_t rows,
             int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
     int64_t num_groups = (out_features + TILE_OUT - 1) / TILE_OUT;
-    #pragma omp parallel for schedule(static) num_threads(num_threads)
-    for (int64_t group = 0; group < num_groups; group++) {
-        int64_t out = group * TILE_OUT, num_out = min(out_features - out, TILE_OUT);
-        for (int64_t k = 0; k < in_features; k += TILE_COLUMNS) {
-            int64_t columns = min(in_features - k, TILE_COLUMNS);
-            rows_of weights = {w + out * in_features + k, in_features};
-            /* What this thread reads next: more columns of these rows, or the rows below. */
-            const float *next = k + columns < in_features ? weights.at + columns
-                              : w + (out + TILE_OUT) * in_features;
-            int64_t num_next = out + 2 * TILE_OUT <= out_features && rows > TILE_ROWS ? TILE_OUT : 0;
-            for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-                int64_t ahead = row / TILE_ROWS * 2; /* each tile asks for two of them */
-                rows_of coming = {ahead < num_next ? next + ahead * in_features : 0, in_features};
-                tile_of(num_out, min(rows - row, TILE_ROWS), y + row * out_features + out,
-                        out_features, (rows_of){x + row * x_stride + k, x_stride}, weights, coming,
-                        columns, accumulate || k > 0);
+    int64_t block = max(BLOCK_FLOATS / in_features / TILE_ROWS, 1) * TILE_ROWS;
+    for (int64_t first = 0; first < rows; first += block, x += block * x_stride, y += block * out_features) {
+        int64_t block_rows = min(rows - first, block);
+        #pragma omp parallel for schedule(static) num_threads(num_threads)
+        for (int64_t group = 0; group < num_groups; group++) {
+            int64_t out = group * TILE_OUT, num_out = min(out_features - out, TILE_OUT);
+            for (int64_t k = 0; k < in_features; k += TILE_COLUMNS) {
+                int64_t columns = min(in_features - k, TILE_COLUMNS);
+                rows_of weights = {w + out * in_features + k, in_features};
+                /* What this thread reads next: more columns of these rows, or the rows below. */
+                const float *next = k + columns < in_features ? weights.at + columns
+                                  : w + (out + TILE_OUT) * in_features;
+                int more = out + 2 * TILE_OUT <= out_features && block_rows > TILE_ROWS;
+                for (int64_t row = 0; row < block_rows; row += TILE_ROWS) {
+                    int64_t ahead = row / TILE_ROWS * 2; /* each tile asks for two of them */
+                    rows_of coming = {more && ahead < TILE_OUT ? next + ahead * in_features : 0,
+                                      in_features};
+                    tile_of(num_out, min(block_rows - row, TILE_ROWS), y + row * out_features + out,
+                            out_features, (rows_of){x + row * x_stride + k, x_stride}, weights,
+                            coming, columns, accumulate || k > 0);
+                }
             }
         }
     }
@@ -288,14 +296,13 @@ attend(int64_t group, const float *query, int64_t dim, tokens at, tokens next, i
     }
 }
 
-/* query [rows, heads, D]; keys, values [blocks, block_size, kv_heads, D]; block_tables [requests,
- * table_width] -> output as query. A row belongs to request owners[row] and sees its keys up to
- * positions[row]. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
-void paged_attention(float *output, const float *query, int64_t query_stride, const float *keys,
-                     const float *values, const int64_t *block_tables, int64_t table_width,
-                     const int64_t *owners, const int64_t *positions, int64_t rows, int64_t num_heads,
-                     int64_t num_kv_heads, int64_t dim, int64_t block_size, float scale,
-                     int num_threads) {
+/* heads [rows, num_heads, D] are queries, and become what they attend to; keys, values [blocks,
+ * block_size, kv_heads, D]; block_tables [requests, table_width]. A row belongs to request owners[row]
+ * and sees its keys up to positions[row]. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
+void paged_attention(float *heads, int64_t heads_stride, const float *keys, const float *values,
+                     const int64_t *block_tables, int64_t table_width, const int64_t *owners,
+                     const int64_t *positions, int64_t rows, int64_t num_heads, int64_t num_kv_heads,
+                     int64_t dim, int64_t block_size, float scale, int num_threads) {
     int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim;
     /* A thread takes a row with all its heads, whose keys lie side by side; if rows are few, a head. */
     int64_t heads_per_task = rows >= 2 * num_threads ? num_kv_heads : 1;
@@ -304,12 +311,13 @@ void paged_attention(float *output, const float *query, int64_t query_stride, co
     for (int64_t task = 0; task < rows * tasks_per_row; task++) {
         int64_t row = task / tasks_per_row, first_head = task % tasks_per_row * heads_per_task;
         int64_t num_task_heads = heads_per_task * group, context_len = positions[row] + 1, count;
-        const float *q = query + row * query_stride + first_head * group * dim;
         const int64_t *table = block_tables + owners[row] * table_width;
-        float *result = output + (row * num_heads + first_head * group) * dim;
+        float *result = heads + row * heads_stride + first_head * group * dim;
+        float q[num_task_heads * dim];
+        memcpy(q, result, sizeof q);
         float highest[MAX_HEADS], total[MAX_HEADS];
         for (int64_t h = 0; h < num_task_heads; h++) highest[h] = -INFINITY, total[h] = 0;
-        for (int64_t i = 0; i < num_task_heads * dim; i++) result[i] = 0;
+        memset(result, 0, sizeof q);
 
         for (int64_t start = 0; start < context_len; start += count) {
             count = min(min(block_size - start % block_size, SLICE), context_len - start);
@@ -341,7 +349,7 @@ typedef struct {
 
 /* All decoder layers for rows of one token each; hidden [rows, hidden_size] is changed in place. The
  * cache is [layers, 2, blocks, block_size, kv_heads, D], `half` floats from keys to values. `scratch`
- * has room for the widest of each row: hidden_size + (2 heads + 2 kv_heads) * D + 2 * inner floats. */
+ * has room for the widest of each row: hidden_size + (heads + 2 kv_heads) * D + 2 * inner floats. */
 void decode(float *hidden, const layer_weights *layers, int64_t num_layers, float *scratch,
             float *kv_cache, int64_t half, const float *cos, const float *sin,
             const int64_t *positions, const int64_t *slots, const int64_t *owners,
@@ -349,18 +357,16 @@ void decode(float *hidden, const layer_weights *layers, int64_t num_layers, floa
             int64_t inner, int64_t num_heads, int64_t num_kv_heads, int64_t dim, int64_t block_size,
             float eps, float scale, int num_threads) {
     int64_t attended_width = num_heads * dim, qkv_width = attended_width + 2 * num_kv_heads * dim;
-    float *normed = scratch, *qkv = normed + rows * hidden_size, *attended = qkv + rows * qkv_width;
-    float *gate_up = attended + rows * attended_width;
+    float *normed = scratch, *qkv = normed + rows * hidden_size, *gate_up = qkv + rows * qkv_width;
     for (const layer_weights *layer = layers; layer < layers + num_layers; layer++, kv_cache += 2 * half) {
         float *keys = kv_cache, *values = kv_cache + half;
         rms_norm(normed, hidden, layer->input_norm, rows, hidden_size, eps, num_threads);
         linear(qkv, normed, hidden_size, layer->qkv, rows, qkv_width, hidden_size, 0, num_threads);
         rotate_and_store(qkv, cos, sin, positions, slots, keys, values, rows, num_heads, num_kv_heads,
                          dim, num_threads);
-        paged_attention(attended, qkv, qkv_width, keys, values, block_tables, table_width, owners,
-                        positions, rows, num_heads, num_kv_heads, dim, block_size, scale, num_threads);
-        linear(hidden, attended, attended_width, layer->o, rows, hidden_size, attended_width, 1,
-               num_threads);
+        paged_attention(qkv, qkv_width, keys, values, block_tables, table_width, owners, positions,
+                        rows, num_heads, num_kv_heads, dim, block_size, scale, num_threads);
+        linear(hidden, qkv, qkv_width, layer->o, rows, hidden_size, attended_width, 1, num_threads);
         rms_norm(normed, hidden, layer->post_attention_norm, rows, hidden_size, eps, num_threads);
         linear(gate_up, normed, hidden_size, layer->gate_up, rows, 2 * inner, hidden_size, 0,
                num_threads);

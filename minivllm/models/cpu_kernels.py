@@ -34,7 +34,7 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fop
 _LANES = 8
 """Floats that the kernels take at once: widths must be a multiple of it."""
 
-MAX_ROWS = 128
+MAX_ROWS = 256
 """Most rows of `x` for which our `linear` beats BLAS, about (chapter 12 measures it)."""
 MAX_HEADS, MAX_GROUP = 128, 16
 """Most query heads, and most that may share a key/value head, as in `cpu_kernels.c`."""
@@ -107,7 +107,7 @@ class CPUKernels(Ops):
             "rms_norm": [pointer, pointer, pointer, size, size, number, count],
             "silu_and_mul": [pointer, size, size, count],
             "rotate_and_store": [pointer] * 7 + [size] * 4 + [count],
-            "paged_attention": [pointer, pointer, size, pointer, pointer, pointer, size]
+            "paged_attention": [pointer, size, pointer, pointer, pointer, size]
             + [pointer, pointer]
             + [size] * 5
             + [number, count],
@@ -124,21 +124,24 @@ class CPUKernels(Ops):
             kernel.argtypes, kernel.restype = argtypes, None
             self._kernels[name] = kernel
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         if not _few_rows(x):
-            return super().linear(x, weight, bias)
-        output = x.new_empty(x.shape[0], weight.shape[0])
+            return super().linear(x, weight, bias, out=out)
+        output = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
         self._multiply(output, x, weight, accumulate=False)
         return output if bias is None else output.add_(bias)
 
     def add_linear(
         self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
+    ) -> None:
         if not _few_rows(x):
             residual.addmm_(x, weight.t())
         else:
             self._multiply(residual, x, weight, accumulate=True)
-        return residual if bias is None else residual.add_(bias)
+        if bias is not None:
+            residual.add_(bias)
 
     def _multiply(self, output: Tensor, x: Tensor, weight: Tensor, accumulate: bool) -> None:
         self._kernels["linear"](
@@ -211,22 +214,19 @@ class CPUKernels(Ops):
         owners: Tensor,
         positions: Tensor,
         scale: float,
-        output: Tensor,
     ) -> None:
         """Attention of query tokens over the pages of their requests, where they lie.
 
         Args:
-            query: [T, Hq, D]; each token's heads lie side by side.
+            query: [T, Hq, D], each token's heads side by side; the result takes its place.
             kv_cache: [2, num_blocks, block_size, Hkv, D], each half contiguous.
             block_tables: [requests, blocks of the longest], int64.
             owners: [T], int64: whose each token is, a row of `block_tables`.
             positions: [T], int64: it sees its request's keys up to this one.
-            output: [T, Hq, D], contiguous: written.
         """
         num_tokens, num_heads, head_dim = query.shape
         keys = kv_cache.data_ptr()
         self._kernels["paged_attention"](
-            output.data_ptr(),
             query.data_ptr(),
             query.stride(0),
             keys,

@@ -22,11 +22,12 @@ from minivllm.models.attention import (
     attention_class,
 )
 from minivllm.models.config import ModelConfig
-from minivllm.models.cpu_kernels import can_attend, load_kernels
+from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.ops import Ops
 
-MLP_ROWS = 1024
-"""The MLP is the widest part of a step: it takes so many rows at a time, to need less memory."""
+CPU_ROWS = 512
+"""Tokens that go through a layer at a time on a CPU: enough for a matrix product at full speed, and
+few enough that what lies between two products stays small."""
 
 
 @dataclass
@@ -80,6 +81,7 @@ class LlamaModel:
         self.dtype = dtype
         self.device = device
         self.row_tile = QUERY_TILE if batch_invariant else None
+        self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
         attention = attention_class(
             attention_backend,
             device,
@@ -89,9 +91,12 @@ class LlamaModel:
         self.ops = Ops()
         if device == "cpu" and dtype == torch.float32 and not batch_invariant:
             self.ops = load_kernels() or self.ops
+        self._kept = torch.empty(0) if isinstance(self.ops, CPUKernels) else None
         self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
         self._load(weights)
+        widest = max((max(len(x.qkv), len(x.gate_up)) for x in self.layers), default=0)
+        self._widest_piece = CPU_ROWS * widest
         self.rope = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
         if batch_invariant:
             self._check_rows_are_independent()
@@ -117,79 +122,123 @@ class LlamaModel:
             Hidden states [T, hidden_size], or [S, hidden_size] of the S tokens wanted.
         """
         hidden = F.embedding(token_ids, self.embed)
-        num_heads = self.config.num_attention_heads
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            (qkv,) = self._by_rows(self._qkv, layer, hidden)
-            # All are written before any is read: a request may share a block with one that
-            # fills it in this very step.
-            query = self.ops.rotate_and_store(
-                qkv, num_heads, self.rope, positions, kv_cache, metadata.slot_mapping
+            wanted = sampling if layer is self.layers[-1] else None
+            hidden = self._layer(layer, hidden, positions, kv_cache, metadata, wanted)
+        return hidden
+
+    def _layer(
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        positions: Tensor,
+        kv_cache: Tensor,
+        metadata: AttentionMetadata,
+        sampling: np.ndarray | None,
+    ) -> Tensor:
+        """One decoder layer, arguments and result as of `forward`; `hidden` is overwritten."""
+
+        def query_of(hidden: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+            return self.ops.rotate_and_store(
+                self._qkv(layer, hidden),
+                self.config.num_attention_heads,
+                self.rope,
+                positions,
+                kv_cache,
+                slots,
             )
-            if sampling is not None and layer is self.layers[-1]:
-                # The keys and values are stored; nobody will read more of the other rows.
-                metadata, rows = metadata.last_tokens(sampling)
-                hidden, query = hidden[rows], query[rows]
-                if not len(rows):
-                    break
-                self.attention.prepare(metadata)
-            attended = self.attention(query, kv_cache, metadata, self.scale)
-            (hidden,) = self._by_rows(self._mlp, layer, hidden, attended)
+
+        # All keys are written before any is read: a request may share a block with one that
+        # fills it in this very step.
+        query = self._by_rows(query_of, hidden, positions, metadata.slot_mapping)
+        if sampling is not None:
+            # The keys and values are stored; nobody will read more of the other rows.
+            metadata, last = metadata.last_tokens(sampling)
+            hidden, query = hidden[last], query[last]
+            if not len(last):
+                return hidden
+            self.attention.prepare(metadata)
+        attended = self.attention(query, kv_cache, metadata, self.scale)
+        for rows in self._pieces(len(hidden)):
+            self._mlp(layer, hidden[rows], attended[rows])
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [S, vocab_size], float32, of the rows [S, hidden_size] that sample.
+        """Logits [S, vocab_size], float32, of the rows [S, hidden_size] that sample; the next step
+        may overwrite them.
 
         The LM head is a fifth of this model's weights, and a prompt has one row that needs it.
         """
+        if not self.row_tile:
+            return self._lm_head(hidden)
         num_sampled = len(hidden)
-        if self.row_tile:
-            hidden = F.pad(hidden, (0, 0, 0, -num_sampled % self.row_tile))
-        (logits,) = self._by_rows(self._lm_head, None, hidden)
-        return logits[:num_sampled]
+        hidden = F.pad(hidden, (0, 0, 0, -num_sampled % self.row_tile))
+        return self._by_rows(self._lm_head, hidden)[:num_sampled]
 
-    def _qkv(self, layer: Layer, hidden: Tensor) -> tuple[Tensor]:
+    def _qkv(self, layer: Layer, hidden: Tensor) -> Tensor:
         """Hidden states [T, hidden] to the heads of queries, keys and values, [T, heads, D]."""
         normed = self._rms_norm(hidden, layer.input_norm)
-        qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias)
+        room = self._scratch(len(normed), len(layer.qkv))
+        qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias, out=room)
         heads = qkv.view(len(qkv), -1, self.config.head_dim)
         if layer.q_norm is None or layer.k_norm is None:
-            return (heads,)
+            return heads
         num_heads, num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
         normed_heads = (self._rms_norm(query, layer.q_norm), self._rms_norm(key, layer.k_norm))
-        return (torch.cat((*normed_heads, value), dim=1),)
+        return torch.cat((*normed_heads, value), dim=1)
 
-    def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> tuple[Tensor]:
+    def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> None:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
-        hidden = self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
-        parts = []
-        for rows in hidden.split(MLP_ROWS):
-            normed = self._rms_norm(rows, layer.post_attention_norm)
-            gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias)
-            activated = self.ops.silu_and_mul(gate_up)
-            parts.append(self.ops.add_linear(rows, activated, layer.down, layer.down_bias))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts),)
+        self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
+        normed = self._rms_norm(hidden, layer.post_attention_norm)
+        room = self._scratch(len(normed), len(layer.gate_up))
+        gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias, out=room)
+        activated = self.ops.silu_and_mul(gate_up)
+        self.ops.add_linear(hidden, activated, layer.down, layer.down_bias)
 
-    def _lm_head(self, _: None, hidden: Tensor) -> tuple[Tensor]:
-        return (self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head).float(),)
+    def _lm_head(self, hidden: Tensor) -> Tensor:
+        room = self._scratch(len(hidden), len(self.lm_head))
+        return self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head, out=room).float()
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.ops.rms_norm(x, weight, self.config.rms_norm_eps)
 
-    def _by_rows(
-        self, function: Callable[..., tuple[Tensor, ...]], layer: Layer | None, *args: Tensor
-    ) -> tuple[Tensor, ...]:
-        """`function` on all rows at once or, batch-invariant, on tiles of one fixed shape.
+    def _pieces(self, num_rows: int) -> list[slice]:
+        """The rows that are computed at once: all, a CPU's piece or, batch-invariant, a tile.
 
         One shape means one kernel, one tiling and one order of additions, whatever the batch.
         """
-        if self.row_tile is None:
-            return function(layer, *args)
-        tiles = zip(*(arg.split(self.row_tile) for arg in args), strict=True)
-        results = [function(layer, *tile) for tile in tiles]
-        if len(results) == 1:
-            return results[0]
-        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+        size = self._rows_at_once or max(num_rows, 1)
+        return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
+
+    def _scratch(self, *shape: int, start: int = 0) -> Tensor | None:
+        """Room for a result, kept between steps, so many elements from its start: whoever gets the
+        same place overwrites it.
+
+        None where PyTorch's allocator is as good, as on a GPU: it keeps what is given back. On a
+        CPU fresh memory costs a page fault for each 4 KiB, and pieces of many sizes leave holes.
+        """
+        if self._kept is None:
+            return None
+        end = start + math.prod(shape)
+        if len(self._kept) < end:
+            self._kept = torch.empty(end)
+        return self._kept[start:end].view(shape)
+
+    def _by_rows(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        """`function` of the args' rows, [T, ...], computed in pieces."""
+        first, *others = self._pieces(len(args[0]))
+        piece = function(*(arg[first] for arg in args))
+        if not others:
+            return piece
+        shape = (len(args[0]), *piece.shape[1:])
+        room = self._scratch(*shape, start=self._widest_piece)
+        output = piece.new_empty(shape) if room is None else room
+        output[first] = piece
+        for rows in others:
+            output[rows] = function(*(arg[rows] for arg in args))
+        return output
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         config = self.config

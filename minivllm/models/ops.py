@@ -13,15 +13,20 @@ from torch import Tensor
 class Ops:
     """What a layer does to rows of tokens, [T, ...]. Results have the inputs' dtype."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x` [T, in] times `weight` [out, in] transposed: [T, out]."""
-        return F.linear(x, weight, bias)
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """`x` [T, in] times `weight` [out, in] transposed: [T, out], in `out` if that is given."""
+        if out is None:
+            return F.linear(x, weight, bias)
+        torch.mm(x, weight.t(), out=out)
+        return out if bias is None else out.add_(bias)
 
     def add_linear(
         self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
-        """`residual` [T, out] + `linear(x, weight, bias)`; it may be overwritten with the sum."""
-        return residual + self.linear(x, weight, bias)
+    ) -> None:
+        """Add `linear(x, weight, bias)` to `residual` [T, out], in place."""
+        residual.add_(self.linear(x, weight, bias))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019)."""
