@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +16,7 @@ from minivllm.models.attention import AttentionMetadata, GraphAttention, token_p
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.llama import LlamaModel
+from minivllm.models.memory import lazy_zeros
 
 
 class ModelRunner:
@@ -47,13 +45,13 @@ class ModelRunner:
         self._free_rows = list(range(config.max_num_seqs))[::-1]
         shape = model.config
         head_shape = (config.block_size, shape.num_key_value_heads, shape.head_dim)
-        self.kv_caches = _zeros(
+        self.kv_caches = lazy_zeros(
             (shape.num_hidden_layers, 2, config.num_gpu_blocks + 1, *head_shape),
             model.dtype,
             model.device,
         )
         num_cpu_blocks = config.num_cpu_blocks if config.preemption_mode == "swap" else 0
-        self.cpu_kv_caches = _zeros(
+        self.cpu_kv_caches = lazy_zeros(
             (num_cpu_blocks, shape.num_hidden_layers, 2, *head_shape), model.dtype, "cpu"
         )
         if num_cpu_blocks and model.device != "cpu":
@@ -173,21 +171,3 @@ class ModelRunner:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.model.device)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """Zeros that, on a CPU, take up memory only where they are written.
-
-    They have to be numbers: attention multiplies what lies in unwritten slots by 0.
-    """
-    if device != "cpu" or 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Blocks are read in any order: with pages of 2 MiB the processor finds them sooner.
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        memory = mmap.mmap(-1, size)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)

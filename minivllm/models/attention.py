@@ -24,6 +24,7 @@ from torch import Tensor
 from minivllm.core.config import check_choice
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.models.cpu_kernels import MAX_GROUP, MAX_HEADS, CPUKernels, load_kernels
+from minivllm.models.memory import lazy_zeros
 
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
@@ -31,7 +32,7 @@ GROUP_TOKENS = 4096
 CHUNK_ROWS = 256
 """Queries of a request that attend in one call: the mask of more would be large."""
 
-SHORT_CONTEXT = 192
+SHORT_CONTEXT = 256
 """Keys up to which our C kernel does a prompt's chunk sooner than SDPA, which shares the keys among
 its tokens but wants them copied."""
 
@@ -204,9 +205,11 @@ class PagedAttention:
         """
         width = self._mask.shape[1]
         if width < context_len:
-            width = context_len
-            ones = torch.ones(CHUNK_ROWS, width, dtype=torch.bool, device=self.device)
-            self._mask = self._additive(ones.tril(width - CHUNK_ROWS))
+            width = max(2 * width, context_len, 1024)
+            infinities = torch.full(
+                (CHUNK_ROWS, width), float("-inf"), dtype=self.dtype, device=self.device
+            )
+            self._mask = infinities.triu_(width - CHUNK_ROWS + 1)
         return self._mask[CHUNK_ROWS - query_len :, width - context_len :]
 
     def _prepare_decodes(self, metadata: AttentionMetadata) -> int:
@@ -274,7 +277,7 @@ class PagedAttention:
         size = block_ids.numel() * pages.shape[2]
         if self._workspace.numel() < 2 * size:
             # Kept between calls: fresh memory would cost a page fault for each 4 KiB of it.
-            self._workspace = torch.empty(2 * size, dtype=self.dtype, device=self.device)
+            self._workspace = lazy_zeros((4 * size,), self.dtype, self.device)
         shape = (batch, -1, *kv_cache.shape[3:])
         both = []
         for index, part in enumerate(self._workspace[: 2 * size].view(2, -1, pages.shape[2])):

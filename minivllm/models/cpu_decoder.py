@@ -41,8 +41,7 @@ class CPUDecoder:
         self._layers = (ctypes.c_void_p * len(pointers))(*pointers)
         config = model.config
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        width = config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
-        self._scratch = torch.empty(self.max_batch_size * width)
+        self._width = config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
 
     def run(
         self,
@@ -62,6 +61,8 @@ class CPUDecoder:
         """
         model, config = self.model, self.model.config
         hidden = F.embedding(torch.from_numpy(token_ids), model.embed)
+        scratch = model.scratch(len(token_ids), self._width)
+        assert scratch is not None
         # Names keep the arrays alive while C reads them.
         positions, slots = np.ascontiguousarray(positions), np.ascontiguousarray(slot_mapping)
         tables, owners = np.ascontiguousarray(block_tables), np.arange(len(token_ids))
@@ -69,7 +70,7 @@ class CPUDecoder:
             hidden.data_ptr(),
             self._layers,
             len(model.layers),
-            self._scratch.data_ptr(),
+            scratch.data_ptr(),
             self.kv_caches.data_ptr(),
             self.kv_caches.stride(1),
             model.rope[0].data_ptr(),

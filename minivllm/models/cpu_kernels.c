@@ -253,27 +253,39 @@ add_values(int num_heads, float *result, int64_t dim, const float *shrink,
         }
 }
 
+static inline vec larger(vec a, vec b) {
+    ivec first = a > b;
+    return (vec)(((ivec)a & first) | ((ivec)b & ~first));
+}
+
+static inline float largest(vec v) {
+    v = larger(v, __builtin_shuffle(v, (ivec){4, 5, 6, 7, 0, 1, 2, 3}));
+    v = larger(v, __builtin_shuffle(v, (ivec){2, 3, 0, 1, 6, 7, 4, 5}));
+    return larger(v, __builtin_shuffle(v, (ivec){1, 0, 3, 2, 5, 4, 7, 6}))[0];
+}
+
 /* Scores of up to SLICE keys become weights; `shrink` is what the sums so far must be multiplied by,
  * since there is a new highest score (the running softmax of FlashAttention, Dao et al. 2022). */
 static inline void
 softmax_slice(int64_t group, float weights[][SLICE], int64_t count, float scale, float *highest,
-              float *total, float *shrink) {
+              float *total, float shrink[MAX_GROUP]) {
     for (int64_t g = 0; g < group; g++) {
-        float peak = highest[g];
         for (int64_t t = count; t < SLICE; t++) weights[g][t] = -INFINITY;
-        for (int64_t t = 0; t < count; t++) {
-            weights[g][t] *= scale;
-            peak = weights[g][t] > peak ? weights[g][t] : peak;
-        }
-        shrink[g] = exp_vec((vec){highest[g] - peak})[0];
+        vec peak = load(weights[g]);
+        UNROLL for (int64_t t = LANES; t < SLICE; t += LANES) peak = larger(peak, load(weights[g] + t));
+        float before = highest[g], now = largest(peak) * scale;
+        highest[g] = now > before ? now : before;
+        shrink[g] = before - highest[g];
+    }
+    for (int64_t g = 0; g < group; g += LANES) store(shrink + g, exp_vec(load(shrink + g)));
+    for (int64_t g = 0; g < group; g++) {
         vec sums = {0};
         UNROLL for (int64_t t = 0; t < SLICE; t += LANES) {
-            vec weight = exp_vec(load(weights[g] + t) - peak);
+            vec weight = exp_vec(load(weights[g] + t) * scale - highest[g]);
             store(weights[g] + t, weight);
             sums += weight;
         }
         total[g] = total[g] * shrink[g] + sum(sums);
-        highest[g] = peak;
     }
 }
 

@@ -23,6 +23,7 @@ from minivllm.models.attention import (
 )
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
+from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import Ops
 
 CPU_ROWS = 512
@@ -175,10 +176,24 @@ class LlamaModel:
         hidden = F.pad(hidden, (0, 0, 0, -num_sampled % self.row_tile))
         return self._by_rows(self._lm_head, hidden)[:num_sampled]
 
+    def scratch(self, *shape: int, start: int = 0) -> Tensor | None:
+        """Room for a result, kept between steps, so many elements from its start: whoever gets the
+        same place overwrites it.
+
+        None where PyTorch's allocator is as good, as on a GPU: it keeps what is given back. On a
+        CPU fresh memory costs a page fault for each 4 KiB, and pieces of many sizes leave holes.
+        """
+        if self._kept is None:
+            return None
+        end = start + math.prod(shape)
+        if len(self._kept) < end:
+            self._kept = lazy_zeros((end,), self.dtype, self.device)
+        return self._kept[start:end].view(shape)
+
     def _qkv(self, layer: Layer, hidden: Tensor) -> Tensor:
         """Hidden states [T, hidden] to the heads of queries, keys and values, [T, heads, D]."""
         normed = self._rms_norm(hidden, layer.input_norm)
-        room = self._scratch(len(normed), len(layer.qkv))
+        room = self.scratch(len(normed), len(layer.qkv))
         qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias, out=room)
         heads = qkv.view(len(qkv), -1, self.config.head_dim)
         if layer.q_norm is None or layer.k_norm is None:
@@ -192,13 +207,13 @@ class LlamaModel:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
         self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
         normed = self._rms_norm(hidden, layer.post_attention_norm)
-        room = self._scratch(len(normed), len(layer.gate_up))
+        room = self.scratch(len(normed), len(layer.gate_up))
         gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias, out=room)
         activated = self.ops.silu_and_mul(gate_up)
         self.ops.add_linear(hidden, activated, layer.down, layer.down_bias)
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
-        room = self._scratch(len(hidden), len(self.lm_head))
+        room = self.scratch(len(hidden), len(self.lm_head))
         return self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head, out=room).float()
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -212,20 +227,6 @@ class LlamaModel:
         size = self._rows_at_once or max(num_rows, 1)
         return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
 
-    def _scratch(self, *shape: int, start: int = 0) -> Tensor | None:
-        """Room for a result, kept between steps, so many elements from its start: whoever gets the
-        same place overwrites it.
-
-        None where PyTorch's allocator is as good, as on a GPU: it keeps what is given back. On a
-        CPU fresh memory costs a page fault for each 4 KiB, and pieces of many sizes leave holes.
-        """
-        if self._kept is None:
-            return None
-        end = start + math.prod(shape)
-        if len(self._kept) < end:
-            self._kept = torch.empty(end)
-        return self._kept[start:end].view(shape)
-
     def _by_rows(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """`function` of the args' rows, [T, ...], computed in pieces."""
         first, *others = self._pieces(len(args[0]))
@@ -233,7 +234,7 @@ class LlamaModel:
         if not others:
             return piece
         shape = (len(args[0]), *piece.shape[1:])
-        room = self._scratch(*shape, start=self._widest_piece)
+        room = self.scratch(*shape, start=self._widest_piece)
         output = piece.new_empty(shape) if room is None else room
         output[first] = piece
         for rows in others:
