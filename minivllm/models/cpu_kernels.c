@@ -84,8 +84,9 @@ tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w
     }
 }
 
-/* The same for any number of rows up to a tile's. */
-static inline void
+/* The same for any number of rows up to a tile's. Not inlined: among a caller's variables a sum
+ * would be left without a register. */
+static __attribute__((noinline)) void
 tile_of(int64_t num_out, int64_t num_rows, float *y, int64_t y_stride, rows_of x, rows_of w,
         rows_of next, int64_t columns, int accumulate) {
     if (num_out == TILE_OUT && num_rows == 3)
@@ -106,14 +107,15 @@ static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
 
-#define TILE_COLUMNS 768 /* so many of four weight rows (and three rows of x) stay in L1 */
+#define TILE_COLUMNS 576 /* so many of four weight rows (and three rows of x) stay in L1 */
 #define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
 
 /* x [rows, in], w [out, in] -> y [rows, out], or y + that, to `accumulate`. */
 void linear(float *y, const float *x, int64_t x_stride, const float *w, int64_t rows,
             int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
     int64_t num_groups = (out_features + TILE_OUT - 1) / TILE_OUT;
-    int64_t block = max(BLOCK_FLOATS / in_features / TILE_ROWS, 1) * TILE_ROWS;
+    int64_t num_blocks = (rows * in_features + BLOCK_FLOATS - 1) / BLOCK_FLOATS;
+    int64_t block = (rows / max(num_blocks, 1) / TILE_ROWS + 1) * TILE_ROWS;
     for (int64_t first = 0; first < rows; first += block, x += block * x_stride, y += block * out_features) {
         int64_t block_rows = min(rows - first, block);
         #pragma omp parallel for schedule(static) num_threads(num_threads)
@@ -235,9 +237,14 @@ add_values(int num_heads, float *result, int64_t dim, const float *shrink,
                     __builtin_prefetch(next.keys + t * next.stride + d + i);
                     __builtin_prefetch(next.values + t * next.stride + d + i);
                 }
+            vec of[TILE_ROWS];
+            UNROLL for (int g = 0; g < num_heads; g++) {
+                float w = weights[g][t];
+                of[g] = (vec){w, w, w, w, w, w, w, w};
+            }
             UNROLL for (int v = 0; v < 4; v++) {
                 vec value = load(at.values + t * at.stride + d + v * LANES);
-                UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += weights[g][t] * value;
+                UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += of[g] * value;
                 IN_ORDER;
             }
         }
