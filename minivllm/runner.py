@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,29 @@ from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.llama import LlamaModel
 from minivllm.models.memory import lazy_zeros
+
+
+class Decoder(Protocol):
+    """Runs steps in which every request decodes, without Python between operators."""
+
+    max_batch_size: int
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slot_mapping: np.ndarray,
+        block_tables: np.ndarray,
+    ) -> Tensor:
+        """Compute a step.
+
+        Args:
+            token_ids: [requests] of each request's one token; `positions` and `slot_mapping` alike.
+            block_tables: [requests, blocks of the longest].
+
+        Returns:
+            Hidden states [requests, hidden_size]; the next step may overwrite them.
+        """
 
 
 class ModelRunner:
@@ -59,8 +83,8 @@ class ModelRunner:
         self.decoder = None if enforce_eager else self._make_decoder(config)
 
     @torch.inference_mode()
-    def _make_decoder(self, config: SchedulerConfig) -> DecodeGraphs | CPUDecoder | None:
-        """Who runs the steps in which every request decodes, without Python between operators."""
+    def _make_decoder(self, config: SchedulerConfig) -> Decoder | None:
+        """The device's own, if it has one for this model."""
         if can_decode(self.model):
             return CPUDecoder(self.model, self.kv_caches)
         if not isinstance(self.model.attention, GraphAttention):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from serving import build, hf_generate, hf_model, token_ids
 
-from minivllm.core import SchedulerConfig
+from minivllm.core import SamplingParams, SchedulerConfig
 from minivllm.models.attention import (
     CHUNK_ROWS,
     QUERY_TILE,
@@ -277,6 +277,25 @@ def test_other_mode_is_not_invariant_to_the_bit() -> None:
     alone, together = rows
     assert alone.keys() == together.keys()
     assert any(not torch.equal(alone[key], together[key]) for key in alone)
+
+
+def test_logits_are_not_overwritten_by_later_steps() -> None:
+    """Scratch memory is reused from step to step; what a caller gets is his."""
+    llm = build(tiny_random_model(), max_num_seqs=4)
+    engine = llm.llm_engine
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    for index in range(3):
+        engine.add_request(str(index), {"prompt_token_ids": list(range(3, 9 + index))}, params)
+    kept, copies = [], []
+    while engine.has_unfinished_requests():
+        plan = engine.scheduler.schedule()
+        requests, logits = engine.runner.execute(plan)
+        kept.append(logits)
+        copies.append(logits.clone())
+        token_ids = engine.sampler.sample(requests, logits)
+        engine.scheduler.update_from_output(plan, token_ids)
+    assert len(kept) == 4
+    assert all(torch.equal(one, other) for one, other in zip(kept, copies))
 
 
 def test_batch_invariance_needs_a_fitting_block_size() -> None:

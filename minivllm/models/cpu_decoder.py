@@ -50,15 +50,7 @@ class CPUDecoder:
         slot_mapping: np.ndarray,
         block_tables: np.ndarray,
     ) -> Tensor:
-        """Compute a decode step.
-
-        Args:
-            token_ids: [requests] of each request's one token; `positions` and `slot_mapping` alike.
-            block_tables: [requests, blocks of the longest].
-
-        Returns:
-            Hidden states [requests, hidden_size].
-        """
+        """As `minivllm.runner.Decoder.run`."""
         model, config = self.model, self.model.config
         hidden = F.embedding(torch.from_numpy(token_ids), model.embed)
         scratch = model.scratch(len(token_ids), self._width)

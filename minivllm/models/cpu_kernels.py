@@ -75,7 +75,10 @@ def _compile(compiler: str, source: Path, directory: Path) -> None:
         [*command, str(directory / _LIBRARY)], capture_output=True, text=True, timeout=120
     )
     if done.returncode:
-        raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+        # No OSError, which the cache would take for one of its own: a full disk, say.
+        raise subprocess.SubprocessError(
+            f"{' '.join(command)} failed: {done.stderr.strip()[:500] or 'it says nothing'}"
+        )
 
 
 def _fingerprint_of_machine(compiler: str) -> str:

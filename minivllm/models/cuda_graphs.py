@@ -94,15 +94,7 @@ class DecodeGraphs:
         slot_mapping: np.ndarray,
         block_tables: np.ndarray,
     ) -> Tensor:
-        """Compute a decode step.
-
-        Args:
-            token_ids: [requests] of each request's one token; `positions` and `slot_mapping` alike.
-            block_tables: [requests, blocks of the longest].
-
-        Returns:
-            Hidden states [requests, hidden_size], overwritten by the next step.
-        """
+        """As `minivllm.runner.Decoder.run`."""
         num_requests, width = block_tables.shape
         size = self.sizes[bisect_left(self.sizes, num_requests)]
         inputs, tables = self._inputs.numpy(), self._tables.numpy()

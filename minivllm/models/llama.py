@@ -165,8 +165,7 @@ class LlamaModel:
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [S, vocab_size], float32, of the rows [S, hidden_size] that sample; the next step
-        may overwrite them.
+        """Logits [S, vocab_size], float32, of the rows [S, hidden_size] that sample.
 
         The LM head is a fifth of this model's weights, and a prompt has one row that needs it.
         """
@@ -213,8 +212,7 @@ class LlamaModel:
         self.ops.add_linear(hidden, activated, layer.down, layer.down_bias)
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
-        room = self.scratch(len(hidden), len(self.lm_head))
-        return self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head, out=room).float()
+        return self.ops.linear(self._rms_norm(hidden, self.norm), self.lm_head).float()
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.ops.rms_norm(x, weight, self.config.rms_norm_eps)
