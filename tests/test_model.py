@@ -11,6 +11,7 @@ import torch
 from serving import build, hf_generate, hf_model, token_ids
 
 from minivllm.core import SamplingParams, SchedulerConfig
+from minivllm.models import llama
 from minivllm.models.attention import (
     CHUNK_ROWS,
     QUERY_TILE,
@@ -277,6 +278,22 @@ def test_other_mode_is_not_invariant_to_the_bit() -> None:
     alone, together = rows
     assert alone.keys() == together.keys()
     assert any(not torch.equal(alone[key], together[key]) for key in alone)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "auto"])
+def test_a_step_in_pieces_is_the_step(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tokens than a CPU takes at once: with the kernels they share scratch memory."""
+    prompts = [list(range(3, 3 + length)) for length in (70, 21, 5, 40)]
+    found = []
+    for rows in (16, 512):
+        monkeypatch.setattr(llama, "CPU_ROWS", rows)
+        llm = build(tiny_random_model(), attention_backend=backend)
+        recorder = Recorder(llm)
+        token_ids(llm, prompts)
+        found.append(recorder.logits)
+    assert found[0].keys() == found[1].keys()
+    for key, logits in found[0].items():
+        torch.testing.assert_close(logits, found[1][key], atol=1e-4, rtol=1e-4)
 
 
 def test_logits_are_not_overwritten_by_later_steps() -> None:

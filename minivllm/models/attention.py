@@ -276,7 +276,8 @@ class PagedAttention:
         pages = kv_cache.flatten(2)
         size = block_ids.numel() * pages.shape[2]
         if self._workspace.numel() < 2 * size:
-            # Kept between calls: fresh memory would cost a page fault for each 4 KiB of it.
+            # Kept between calls: fresh memory would cost a page fault for each 4 KiB of it. Twice
+            # what is asked for, as contexts grow; what is not written takes no memory.
             self._workspace = lazy_zeros((4 * size,), self.dtype, self.device)
         shape = (batch, -1, *kv_cache.shape[3:])
         both = []

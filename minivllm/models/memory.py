@@ -13,14 +13,14 @@ from torch import Tensor
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Zeros that, on a CPU, take up memory only where they are written.
 
-    They have to be numbers: attention multiplies what lies in unwritten slots by 0.
+    A KV cache needs the zeros: attention multiplies what lies in unwritten slots by 0.
     """
     if device != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Blocks are read in any order: with pages of 2 MiB the processor finds them sooner.
+        # A cache's blocks are read in any order: with pages of 2 MiB they are found sooner.
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     else:
