@@ -111,6 +111,42 @@ def test_solutions_score_all_and_exercises_as_shipped_nothing(tmp_path: Path) ->
     assert page.count("Model answer and rubric") >= 2 * len(exercises())
 
 
+ENDS_WHILE_LOOKED_AT = """
+import sys, time
+from minivllm.grading import notebook
+from minivllm.grading.__main__ import main
+
+has_ended, post, told = notebook._has_ended, notebook._post, []
+
+def posted(answer, part_id, *where):
+    told.append(part_id)
+    post(answer, part_id, *where)
+
+def looked_at(pid):
+    said = has_ended(pid)
+    while "80h" in told and not has_ended(pid):  # the last cell, and nbval, end just now
+        time.sleep(0.01)
+    told.clear()
+    return said
+
+notebook._post, notebook._has_ended = posted, looked_at
+sys.exit(main())
+"""
+
+
+def test_a_kernel_that_ends_between_two_looks_has_not_ended_its_own_process(course: ToyCourse):
+    """nbval ends the kernel after the last cell; on a busy machine the runner is late to hear."""
+    course.hand_in("quick", "80_values", course.notebook("80_values"))
+    report = course.root / "quick.json"
+    course.run(
+        *("-c", ENDS_WHILE_LOOKED_AT, str(course.submissions / "quick"), "--report", str(report)),
+        code=None,
+    )
+    graded = json.loads(report.read_text())["submissions"][0]["exercises"]
+    values = next(e for e in graded if e["name"] == "80_values")
+    assert [p["points"] for p in values["parts"]] == [2] * len(LETTERS), values
+
+
 # ------------------------------------------------------------------ making exercises
 
 WORDS = st.text(alphabet="abc xyz=()_", max_size=12).map(lambda s: f"v{s}".rstrip())

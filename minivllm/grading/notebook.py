@@ -259,11 +259,10 @@ class NotebookRun:
                     return "left a kernel that no longer answers."
                 return f"did not finish within {patience:g} s: is there a loop without end?"
             if self.pid and self.running and _has_ended(self.pid):
-                self._read_log()  # it may have ended well since the last look
-            if self.pid and self.running and _has_ended(self.pid):
-                part = self.running.partition("-")[2]
-                what = self.refused.get(part)
-                return what.removeprefix("The answer cell ") if what else "ended its own process."
+                self._read_log()  # to its end: the cell may have ended well before the process
+                if self.running:
+                    what = self.refused.get(self.running.partition("-")[2], "")
+                    return what.removeprefix("The answer cell ") or "ended its own process."
             if now > end:
                 return f"did not finish within {self.settings.notebook_seconds:g} s."
             time.sleep(0.02)
