@@ -23,7 +23,7 @@ from minivllm.models.attention import (
     reference_paged_attention,
 )
 from minivllm.models.cpu_decoder import CPUDecoder
-from minivllm.models.cpu_kernels import MAX_ROWS, CPUKernels, load_kernels
+from minivllm.models.cpu_kernels import CPUKernels, is_packed, load_kernels
 from minivllm.models.loader import tiny_random_model
 from minivllm.models.ops import Ops
 
@@ -51,16 +51,18 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-SHAPES = [(1, 4, 8), (1, 1, 8), (2, 3, 584), (3, 7, 576), (5, 13, 1536), (7, 960, 768),
-          (25, 6, 1160), (128, 33, 64), (256, 33, 1536),
-          (257, 8, 64), (300, 5, 40)]  # fmt: skip
+SHAPES = [(0, 16, 8), (1, 16, 1), (1, 48, 8), (2, 32, 584), (3, 64, 576), (5, 16, 1536),
+          (7, 960, 768), (8, 16, 287), (13, 32, 289), (25, 16, 1161), (128, 48, 64),
+          (257, 32, 1536), (300, 16, 40), (2, 13, 64), (5, 1, 67)]  # fmt: skip
 
 
 @needs_kernels
 @pytest.mark.parametrize(("rows", "out_features", "in_features"), SHAPES)
 def test_linear_is_the_product(kernels, rows, out_features, in_features):
-    x, weight = randn(rows, in_features), randn(out_features, in_features)
-    exact = (x.double() @ weight.double().T).float()
+    x, plain = randn(rows, in_features), randn(out_features, in_features)
+    exact = (x.double() @ plain.double().T).float()
+    weight = kernels.pack(plain)
+    assert is_packed(weight) == (out_features % 16 == 0), "odd widths are PyTorch's"
     torch.testing.assert_close(kernels.linear(x, weight), exact, atol=1e-4, rtol=1e-5)
     bias, residual = randn(out_features), randn(rows, out_features)
     expected = exact + bias
@@ -74,22 +76,38 @@ def test_linear_is_the_product(kernels, rows, out_features, in_features):
 
 
 @needs_kernels
-def test_linear_takes_rows_that_lie_apart_and_leaves_odd_widths_to_pytorch(kernels):
-    wide, weight = randn(9, 200), randn(11, 64)
-    torch.testing.assert_close(kernels.linear(wide[:, :64], weight), F.linear(wide[:, :64], weight))
-    x, weight = randn(4, 67), randn(5, 67)
-    torch.testing.assert_close(kernels.linear(x, weight), F.linear(x, weight))
+def test_linear_takes_rows_and_columns_that_lie_apart(kernels):
+    wide, weight = randn(9, 200), randn(32, 64)
+    for x in (wide[:, :64], wide[:, 5:69], wide[::2, :64], wide[:, ::3][:, :64], wide[:0, :64]):
+        torch.testing.assert_close(kernels.linear(x, kernels.pack(weight)), F.linear(x, weight))
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocab_size", [48, 50])
+def test_embed_finds_the_rows_of_a_packed_matrix(kernels, vocab_size):
+    weight, token_ids = randn(vocab_size, 24), torch.tensor([0, 47, 15, 16, 3, 3])
+    assert torch.equal(kernels.embed(token_ids, kernels.pack(weight)), weight[token_ids])
+    assert kernels.embed(token_ids[:0], kernels.pack(weight)).shape == (0, 24)
+
+
+@needs_kernels
+def test_pack_leaves_what_it_packs_and_takes_rows_that_lie_apart(kernels):
+    weight = randn(32, 40)
+    before, packed = weight.clone(), kernels.pack(weight[:, 8:32])
+    assert torch.equal(weight, before)
+    x = randn(3, 24)
+    torch.testing.assert_close(kernels.linear(x, packed), F.linear(x, weight[:, 8:32]))
 
 
 @needs_kernels
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(kernels):
-    x, weight = randn(MAX_ROWS, 1160), randn(50, 1160)
+    x, weight = randn(700, 1160), kernels.pack(randn(64, 1160))
     together = kernels.linear(x, weight)
     threads = torch.get_num_threads()
     try:
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            for first, last in ((0, 1), (5, 7), (4, 9), (0, 64), (40, 110), (254, 256)):
+            for first, last in ((0, 1), (5, 7), (4, 9), (0, 64), (40, 110), (254, 700)):
                 assert torch.equal(kernels.linear(x[first:last], weight), together[first:last])
     finally:
         torch.set_num_threads(threads)

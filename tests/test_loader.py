@@ -20,9 +20,10 @@ import torch
 from serving import build, hf_generate, hf_model, token_ids
 from test_model import save_hf_model
 
-from minivllm.models import gguf_file, loader, weight_cache
+from minivllm.models import gguf_file, llama, loader, weight_cache
+from minivllm.models.cpu_kernels import load_kernels
 from minivllm.models.loader import DEFAULT_MODEL, find_model, load_model, tiny_random_model
-from minivllm.models.safetensors_file import read_safetensors
+from minivllm.models.safetensors_file import MappedTensors, release
 from minivllm.tokenizer import Tokenizer, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +134,11 @@ def test_sharded_safetensors(tmp_path: Path) -> None:
     assert token_ids(build(str(shards)), prompts) == token_ids(build(str(whole)), prompts)
 
 
-def test_weights_are_memory_mapped_and_fused_without_a_copy(tmp_path: Path, cache: Path) -> None:
+def test_weights_are_memory_mapped_and_fused_without_a_copy(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no kernel wants them in another order."""
+    monkeypatch.setattr(llama, "load_kernels", lambda: None)
     loaded = load_model(write_gguf(tmp_path / "tiny.gguf"))
     layer = build(loaded).llm_engine.model.layers[1]
     q_proj = loaded.weights["model.layers.1.self_attn.q_proj.weight"]
@@ -141,6 +146,39 @@ def test_weights_are_memory_mapped_and_fused_without_a_copy(tmp_path: Path, cach
     assert layer.qkv.data_ptr() == q_proj.data_ptr()
     assert layer.gate_up.data_ptr() == gate.data_ptr()
     assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.weights.values())
+
+
+def mappings(path: Path) -> int:
+    """How often this process has mapped a file into its memory."""
+    return Path("/proc/self/maps").read_text().count(str(path.resolve()))
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="weights are packed on Linux")
+def test_packed_weights_leave_nothing_of_the_file_in_memory(tmp_path: Path) -> None:
+    directory = save_hf_model(tmp_path / "tied", "Llama", {"tie_word_embeddings": True})
+    file, loaded = directory / "model.safetensors", load_model(directory)
+    first = build(loaded)
+    assert mappings(file) == 0
+    prompts = [[1, 2, 3], list(range(50))]
+    assert token_ids(build(loaded), prompts) == token_ids(first, prompts), "it is mapped again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_stays_mapped_while_a_tensor_of_it_is_in_use(tmp_path: Path) -> None:
+    path = save_hf_model(tmp_path, "Llama", {}) / "model.safetensors"
+    weights = MappedTensors([path])
+    assert mappings(path) == 0, "nothing is read before it is asked for"
+    norm = weights["model.norm.weight"]
+    assert mappings(path) == 1
+    assert len(list(weights.values())) == len(weights)
+    assert mappings(path) == 1, "once for all tensors"
+    release(weights)
+    assert torch.equal(norm, weights["model.norm.weight"])
+    del norm
+    release(weights)
+    assert mappings(path) == 0
+    with pytest.raises(KeyError, match="missing"):
+        weights["missing"]
 
 
 def test_all_eos_tokens_of_generation_config(tmp_path: Path) -> None:
@@ -467,7 +505,7 @@ def test_safetensors_of_others_may_be_unaligned(tmp_path: Path) -> None:
         text = header + b" " * padding
         data = len(text).to_bytes(8, "little") + text + np.float32([1, 2]).tobytes()
         (tmp_path / "x.safetensors").write_bytes(data)
-        assert read_safetensors(tmp_path / "x.safetensors")["a"].tolist() == [1, 2]
+        assert MappedTensors([tmp_path / "x.safetensors"])["a"].tolist() == [1, 2]
 
 
 # --- tokenizers ---------------------------------------------------------------------------

@@ -11,15 +11,15 @@ import ctypes
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minivllm.models.attention import CPUPagedAttention
-from minivllm.models.cpu_kernels import MAX_ROWS, CPUKernels
+from minivllm.models.cpu_kernels import CPUKernels, is_packed
 from minivllm.models.llama import LlamaModel
 
 _WEIGHTS = ("input_norm", "qkv", "o", "post_attention_norm", "gate_up", "down")
 """Of each layer, as `layer_weights` in `cpu_kernels.c` has them."""
+_MATRICES = ("qkv", "o", "gate_up", "down")
 
 
 class CPUDecoder:
@@ -30,7 +30,7 @@ class CPUDecoder:
         kv_caches: the cache to read and write.
     """
 
-    max_batch_size = MAX_ROWS
+    max_batch_size = 256  # more take so long that Python between the operators does not matter
 
     def __init__(self, model: LlamaModel, kv_caches: Tensor) -> None:
         assert isinstance(model.ops, CPUKernels)
@@ -52,7 +52,7 @@ class CPUDecoder:
     ) -> Tensor:
         """As `minivllm.runner.Decoder.run`."""
         model, config = self.model, self.model.config
-        hidden = F.embedding(torch.from_numpy(token_ids), model.embed)
+        hidden = model.ops.embed(torch.from_numpy(token_ids), model.embed)
         scratch = model.scratch(len(token_ids), self._width)
         assert scratch is not None
         # Names keep the arrays alive while C reads them.
@@ -83,12 +83,13 @@ class CPUDecoder:
 
 
 def can_decode(model: LlamaModel) -> bool:
-    """Whether `decode` in C is made for a model: our kernels, no biases, no norms of heads."""
+    """Whether `decode` in C is made for a model: packed matrices, no biases, no norms of heads."""
     config = model.config
     extras = ("qkv_bias", "q_norm", "k_norm", "o_bias", "gate_up_bias", "down_bias")
     return (
         isinstance(model.ops, CPUKernels)
         and isinstance(model.attention, CPUPagedAttention)
         and not any(getattr(layer, name) is not None for layer in model.layers for name in extras)
+        and all(is_packed(getattr(layer, name)) for layer in model.layers for name in _MATRICES)
         and config.hidden_size % 8 == config.intermediate_size % 8 == config.head_dim % 16 == 0
     )

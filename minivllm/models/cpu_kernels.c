@@ -26,6 +26,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 static inline vec load(const float *from) { return *(const vec *)from; }
 static inline void store(float *to, vec value) { *(vec *)to = value; }
 
+static inline vec broadcast(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+
 static inline float sum(vec v) {
     float total = 0;
     UNROLL for (int lane = 0; lane < LANES; lane++) total += v[lane];
@@ -43,101 +45,89 @@ static inline vec4 sum_four(vec a, vec b, vec c, vec d) {
     return halves.half[0] + halves.half[1];
 }
 
-/* --- tiles of products ------------------------------------------------------------------- */
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-#define TILE_OUT 4 /* rows of w at a time ... */
-#define TILE_ROWS 3 /* ... by rows of x: 12 running sums fit a core's 16 vector registers */
+/* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
 
-/* Rows of some array: where the first begins, and how far it is to the next. */
-typedef struct { const float *at; int64_t stride; } rows_of;
+#define PANEL 16 /* outputs whose weights lie side by side, column by column: what a tile takes ... */
+#define TILE_ROWS 6 /* ... by rows of x: 12 running sums fit a core's 16 vector registers */
+#define TILE_COLUMNS 288 /* so much of a panel (and six rows of x) stays in L1 */
+#define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
+#define AHEAD (20 * PANEL) /* how far memory is asked for weights before they are wanted */
 
-/* y[r][o] = x[r] · w[o] (or +=, to accumulate), for a few rows of each. While it computes it asks
- * memory for two rows at `next`, which will be wanted soon: a few at a time, or it would wait. */
+/* w [out, in] -> packed [out / PANEL, in, PANEL]: in the order in which `linear` reads. */
+void pack(float *packed, const float *w, int64_t out_features, int64_t in_features, int num_threads) {
+    #pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t panel = 0; panel < out_features; panel += PANEL) {
+        float *to = packed + panel * in_features;
+        const float *from = w + panel * in_features;
+        for (int64_t k = 0; k < in_features; k++)
+            for (int64_t o = 0; o < PANEL; o++) to[k * PANEL + o] = from[o * in_features + k];
+    }
+}
+
+/* y[r][o] = x[r] · panel[o] (or +=, to accumulate), for a few rows of x. */
 static inline __attribute__((always_inline)) void
-tile(int num_out, int num_rows, float *y, int64_t y_stride, rows_of x, rows_of w, rows_of next,
-     int64_t columns, int accumulate) {
-    vec sums[TILE_OUT][TILE_ROWS];
-    UNROLL for (int o = 0; o < num_out; o++)
-        UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] = (vec){0};
-    _Pragma("GCC unroll 2") for (int64_t k = 0; k < columns; k += LANES) {
-        if (next.at) {
-            __builtin_prefetch(next.at + k);
-            __builtin_prefetch(next.at + next.stride + k);
+tile(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride, const float *panel,
+     int64_t columns, int accumulate, int ask_ahead) {
+    vec sums[TILE_ROWS][2];
+    UNROLL for (int r = 0; r < num_rows; r++) sums[r][0] = sums[r][1] = (vec){0};
+    _Pragma("GCC unroll 4") for (int64_t k = 0; k < columns; k++, panel += PANEL) {
+        if (ask_ahead) __builtin_prefetch(panel + AHEAD);
+        vec weights[2] = {load(panel), load(panel + LANES)};
+        UNROLL for (int r = 0; r < num_rows; r++) {
+            vec of_row = broadcast(x[r * x_stride + k]);
+            sums[r][0] += of_row * weights[0];
+            sums[r][1] += of_row * weights[1];
         }
-        vec xs[TILE_ROWS];
-        UNROLL for (int r = 0; r < num_rows; r++) xs[r] = load(x.at + r * x.stride + k);
-        UNROLL for (int o = 0; o < num_out; o++) {
-            vec ws = load(w.at + o * w.stride + k);
-            UNROLL for (int r = 0; r < num_rows; r++) sums[o][r] += ws * xs[r];
-            IN_ORDER;
+        IN_ORDER;
+    }
+    UNROLL for (int r = 0; r < num_rows; r++)
+        UNROLL for (int half = 0; half < 2; half++) {
+            float *to = y + r * y_stride + half * LANES;
+            store(to, sums[r][half] + (accumulate ? load(to) : (vec){0}));
         }
-    }
-    UNROLL for (int r = 0; r < num_rows; r++) {
-        vec more[3] = {0}; /* num_out is 4 or 1 */
-        if (num_out > 1) more[0] = sums[1][r], more[1] = sums[2][r], more[2] = sums[3][r];
-        vec4 results = sum_four(sums[0][r], more[0], more[1], more[2]);
-        float *to = y + r * y_stride;
-        if (num_out > 1)
-            *(vec4 *)to = results + (accumulate ? *(vec4 *)to : (vec4){0});
-        else
-            to[0] = results[0] + (accumulate ? to[0] : 0);
-    }
 }
 
 /* The same for any number of rows up to a tile's. Not inlined: among a caller's variables a sum
  * would be left without a register. */
 static __attribute__((noinline)) void
-tile_of(int64_t num_out, int64_t num_rows, float *y, int64_t y_stride, rows_of x, rows_of w,
-        rows_of next, int64_t columns, int accumulate) {
-    if (num_out == TILE_OUT && num_rows == 3)
-        tile(TILE_OUT, 3, y, y_stride, x, w, next, columns, accumulate);
-    else if (num_out == TILE_OUT && num_rows == 2)
-        tile(TILE_OUT, 2, y, y_stride, x, w, next, columns, accumulate);
-    else if (num_out == TILE_OUT)
-        tile(TILE_OUT, 1, y, y_stride, x, w, next, columns, accumulate);
-    else
-        for (int64_t o = 0; o < num_out; o++)
-            for (int64_t r = 0; r < num_rows; r++)
-                tile(1, 1, y + r * y_stride + o, 0, (rows_of){x.at + r * x.stride, 0},
-                     (rows_of){w.at + o * w.stride, 0}, (rows_of){0}, columns, accumulate);
+tile_of(int64_t num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride,
+        const float *panel, int64_t columns, int accumulate, int ask_ahead) {
+#define TILE(rows) tile(rows, y, y_stride, x, x_stride, panel, columns, accumulate, ask_ahead)
+    switch (num_rows) {
+        case 1: TILE(1); break;
+        case 2: TILE(2); break;
+        case 3: TILE(3); break;
+        case 4: TILE(4); break;
+        case 5: TILE(5); break;
+        case 6: TILE(6); break;
+    }
 }
 
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
-
-#define TILE_COLUMNS 576 /* so many of four weight rows (and three rows of x) stay in L1 */
-#define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
-
-/* x [rows, in], w [out, in] -> y [rows, out], or y + that, to `accumulate`. */
-void linear(float *y, const float *x, int64_t x_stride, const float *w, int64_t rows,
+/* x [rows, in], packed weights -> y [rows, out], or y + that, to `accumulate`. */
+void linear(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
             int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
-    int64_t num_groups = (out_features + TILE_OUT - 1) / TILE_OUT;
-    int64_t num_blocks = (rows * in_features + BLOCK_FLOATS - 1) / BLOCK_FLOATS;
-    int64_t block = (rows / max(num_blocks, 1) / TILE_ROWS + 1) * TILE_ROWS;
+    /* Blocks of about equal size, and tiles: 8 rows are twice 4, not 6 and 2. */
+    int64_t block = cdiv(rows, max(cdiv(rows * in_features, BLOCK_FLOATS), 1));
+    int64_t num_tiles = max(cdiv(block, TILE_ROWS), 1), tile_rows = max(cdiv(block, num_tiles), 1);
+    block = num_tiles * tile_rows;
     for (int64_t first = 0; first < rows; first += block, x += block * x_stride, y += block * out_features) {
         int64_t block_rows = min(rows - first, block);
         #pragma omp parallel for schedule(static) num_threads(num_threads)
-        for (int64_t group = 0; group < num_groups; group++) {
-            int64_t out = group * TILE_OUT, num_out = min(out_features - out, TILE_OUT);
+        for (int64_t out = 0; out < out_features; out += PANEL)
             for (int64_t k = 0; k < in_features; k += TILE_COLUMNS) {
                 int64_t columns = min(in_features - k, TILE_COLUMNS);
-                rows_of weights = {w + out * in_features + k, in_features};
-                /* What this thread reads next: more columns of these rows, or the rows below. */
-                const float *next = k + columns < in_features ? weights.at + columns
-                                  : w + (out + TILE_OUT) * in_features;
-                int more = out + 2 * TILE_OUT <= out_features && block_rows > TILE_ROWS;
-                for (int64_t row = 0; row < block_rows; row += TILE_ROWS) {
-                    int64_t ahead = row / TILE_ROWS * 2; /* each tile asks for two of them */
-                    rows_of coming = {more && ahead < TILE_OUT ? next + ahead * in_features : 0,
-                                      in_features};
-                    tile_of(num_out, min(block_rows - row, TILE_ROWS), y + row * out_features + out,
-                            out_features, (rows_of){x + row * x_stride + k, x_stride}, weights,
-                            coming, columns, accumulate || k > 0);
-                }
+                const float *panel = packed + out * in_features + k * PANEL;
+                /* The first tile waits for memory, the others find the panel in L1. A single row
+                 * reads as fast as the processor itself looks ahead. */
+                for (int64_t row = 0; row < block_rows; row += tile_rows)
+                    tile_of(min(block_rows - row, tile_rows), y + row * out_features + out,
+                            out_features, x + row * x_stride + k, x_stride, panel, columns,
+                            accumulate || k > 0, row == 0 && block_rows > 1);
             }
-        }
     }
 }
 
@@ -216,47 +206,61 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, const int6
 #define MAX_HEADS 128
 #define MAX_GROUP 16 /* query heads that share a key/value head */
 #define SLICE 16 /* keys that are looked at in one turn */
+#define TILE_KEYS 4 /* of them at a time ... */
+#define TILE_HEADS 3 /* ... by query heads: again 12 running sums */
 
-/* Where the keys and values of a few tokens lie, of one head; `stride` apart. keys 0: nowhere. */
-typedef struct { const float *keys, *values; int64_t stride; } tokens;
+/* What memory is asked for while something else is computed: a place for each token and column. */
+typedef struct { const float *at; int64_t per_token, per_column; } wanted;
 
-/* result[g] = result[g] * shrink[g] + weights[g] · values, for a few heads. While it computes it asks
- * memory for the tokens at `next`. */
+static inline const float *place(wanted soon, int64_t token, int64_t column) {
+    return soon.at + token * soon.per_token + column * soon.per_column;
+}
+
+/* scores[h][t] = query[h] · keys[t], for a few heads and keys. */
 static inline __attribute__((always_inline)) void
-add_values(int num_heads, float *result, int64_t dim, const float *shrink,
-           const float weights[][SLICE], tokens at, tokens next, int64_t count) {
-    int64_t d = 0;
-    for (; d + 4 * LANES <= dim; d += 4 * LANES) {
-        vec sums[TILE_ROWS][4];
-        UNROLL for (int g = 0; g < num_heads; g++)
-            UNROLL for (int v = 0; v < 4; v++)
-                sums[g][v] = load(result + g * dim + d + v * LANES) * shrink[g];
-        for (int64_t t = 0; t < count; t++) {
-            if (next.keys)
-                UNROLL for (int i = 0; i < 4 * LANES; i += 16) {
-                    __builtin_prefetch(next.keys + t * next.stride + d + i);
-                    __builtin_prefetch(next.values + t * next.stride + d + i);
-                }
-            vec of[TILE_ROWS];
-            UNROLL for (int g = 0; g < num_heads; g++) {
-                float w = weights[g][t];
-                of[g] = (vec){w, w, w, w, w, w, w, w};
-            }
-            UNROLL for (int v = 0; v < 4; v++) {
-                vec value = load(at.values + t * at.stride + d + v * LANES);
-                UNROLL for (int g = 0; g < num_heads; g++) sums[g][v] += of[g] * value;
-                IN_ORDER;
-            }
+score_tile(int num_keys, int num_heads, float *scores, const float *query, int64_t dim,
+           const float *keys, int64_t stride, wanted soon) {
+    vec sums[TILE_HEADS][TILE_KEYS];
+    UNROLL for (int h = 0; h < num_heads; h++)
+        UNROLL for (int t = 0; t < num_keys; t++) sums[h][t] = (vec){0};
+    _Pragma("GCC unroll 2") for (int64_t d = 0; d < dim; d += LANES) {
+        if (d % 16 == 0) /* a line of memory has 16 floats */
+            UNROLL for (int t = 0; t < num_keys; t++) __builtin_prefetch(place(soon, t, d));
+        vec qs[TILE_HEADS];
+        UNROLL for (int h = 0; h < num_heads; h++) qs[h] = load(query + h * dim + d);
+        UNROLL for (int t = 0; t < num_keys; t++) {
+            vec key = load(keys + t * stride + d);
+            UNROLL for (int h = 0; h < num_heads; h++) sums[h][t] += key * qs[h];
+            IN_ORDER;
         }
-        UNROLL for (int g = 0; g < num_heads; g++)
-            UNROLL for (int v = 0; v < 4; v++) store(result + g * dim + d + v * LANES, sums[g][v]);
     }
-    for (; d < dim; d += LANES)
-        for (int g = 0; g < num_heads; g++) {
-            vec sums = load(result + g * dim + d) * shrink[g];
-            for (int64_t t = 0; t < count; t++)
-                sums += weights[g][t] * load(at.values + t * at.stride + d);
-            store(result + g * dim + d, sums);
+    UNROLL for (int h = 0; h < num_heads; h++) {
+        if (num_keys == TILE_KEYS)
+            *(vec4 *)(scores + h * SLICE) = sum_four(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
+        else
+            scores[h * SLICE] = sum_four(sums[h][0], (vec){0}, (vec){0}, (vec){0})[0];
+    }
+}
+
+/* The same for up to SLICE keys and all heads that share them. */
+static __attribute__((noinline)) void
+score(int64_t num_heads, float scores[][SLICE], const float *query, int64_t dim, const float *keys,
+      int64_t stride, int64_t count, wanted soon) {
+    for (; num_heads > 0; num_heads -= TILE_HEADS, scores += TILE_HEADS, query += TILE_HEADS * dim)
+        for (int64_t t = 0, num_keys; t < count; t += num_keys) {
+            num_keys = count - t < TILE_KEYS ? 1 : TILE_KEYS;
+            wanted next = {place(soon, t, 0), soon.per_token, soon.per_column};
+#define SCORE(keys_, heads) \
+    score_tile(keys_, heads, &scores[0][t], query, dim, keys + t * stride, stride, next)
+            if (num_keys == 1) {
+                if (num_heads >= 3) SCORE(1, 3);
+                else if (num_heads == 2) SCORE(1, 2);
+                else SCORE(1, 1);
+            } else {
+                if (num_heads >= 3) SCORE(TILE_KEYS, 3);
+                else if (num_heads == 2) SCORE(TILE_KEYS, 2);
+                else SCORE(TILE_KEYS, 1);
+            }
         }
 }
 
@@ -274,44 +278,72 @@ static inline float largest(vec v) {
 /* Scores of up to SLICE keys become weights; `shrink` is what the sums so far must be multiplied by,
  * since there is a new highest score (the running softmax of FlashAttention, Dao et al. 2022). */
 static inline void
-softmax_slice(int64_t group, float weights[][SLICE], int64_t count, float scale, float *highest,
-              float *total, float shrink[MAX_GROUP]) {
-    for (int64_t g = 0; g < group; g++) {
-        for (int64_t t = count; t < SLICE; t++) weights[g][t] = -INFINITY;
-        vec peak = load(weights[g]);
-        UNROLL for (int64_t t = LANES; t < SLICE; t += LANES) peak = larger(peak, load(weights[g] + t));
-        float before = highest[g], now = largest(peak) * scale;
-        highest[g] = now > before ? now : before;
-        shrink[g] = before - highest[g];
+softmax_slice(int64_t num_heads, float weights[][SLICE], int64_t count, float scale, float *highest,
+              float *total, float shrink[]) {
+    for (int64_t h = 0; h < num_heads; h++) {
+        for (int64_t t = count; t < SLICE; t++) weights[h][t] = -INFINITY;
+        vec peak = load(weights[h]);
+        UNROLL for (int64_t t = LANES; t < SLICE; t += LANES) peak = larger(peak, load(weights[h] + t));
+        float before = highest[h], now = largest(peak) * scale;
+        highest[h] = now > before ? now : before;
+        shrink[h] = before - highest[h];
     }
-    for (int64_t g = 0; g < group; g += LANES) store(shrink + g, exp_vec(load(shrink + g)));
-    for (int64_t g = 0; g < group; g++) {
+    for (int64_t h = 0; h < num_heads; h += LANES) store(shrink + h, exp_vec(load(shrink + h)));
+    for (int64_t h = 0; h < num_heads; h++) {
         vec sums = {0};
         UNROLL for (int64_t t = 0; t < SLICE; t += LANES) {
-            vec weight = exp_vec(load(weights[g] + t) * scale - highest[g]);
-            store(weights[g] + t, weight);
+            vec weight = exp_vec(load(weights[h] + t) * scale - highest[h]);
+            store(weights[h] + t, weight);
             sums += weight;
         }
-        total[g] = total[g] * shrink[g] + sum(sums);
+        total[h] = total[h] * shrink[h] + sum(sums);
     }
 }
 
-/* One slice of keys for the heads that share them. */
-static inline void
-attend(int64_t group, const float *query, int64_t dim, tokens at, tokens next, int64_t count, float scale,
-       float *result, float *highest, float *total) {
-    float weights[MAX_GROUP][SLICE], shrink[MAX_GROUP];
-    for (int64_t t = 0; t < count; t += TILE_OUT)
-        for (int64_t g = 0; g < group; g += TILE_ROWS)
-            tile_of(min(count - t, TILE_OUT), min(group - g, TILE_ROWS), &weights[g][t], SLICE,
-                    (rows_of){query + g * dim, dim}, (rows_of){at.keys + t * at.stride, at.stride},
-                    (rows_of){0}, dim, 0);
-    softmax_slice(group, weights, count, scale, highest, total, shrink);
-    for (int64_t g = 0; g < group; g += TILE_ROWS, next.keys = 0) {
-        float *to = result + g * dim;
-        if (group - g >= 3) add_values(3, to, dim, shrink + g, weights + g, at, next, count);
-        else if (group - g == 2) add_values(2, to, dim, shrink + g, weights + g, at, next, count);
-        else add_values(1, to, dim, shrink + g, weights + g, at, next, count);
+/* result[h] = result[h] * shrink[h] + weights[h] · values, for a few heads. */
+static inline __attribute__((always_inline)) void
+add_tile(int num_heads, float *result, int64_t dim, const float *shrink, const float weights[][SLICE],
+         const float *values, int64_t stride, int64_t count, wanted soon) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= dim; d += 4 * LANES) {
+        vec sums[TILE_HEADS][4];
+        UNROLL for (int h = 0; h < num_heads; h++)
+            UNROLL for (int v = 0; v < 4; v++)
+                sums[h][v] = load(result + h * dim + d + v * LANES) * shrink[h];
+        for (int64_t t = 0; t < count; t++) {
+            __builtin_prefetch(place(soon, t, d)); /* two lines: 4 * LANES floats */
+            __builtin_prefetch(place(soon, t, d) + 16);
+            vec of[TILE_HEADS];
+            UNROLL for (int h = 0; h < num_heads; h++) of[h] = broadcast(weights[h][t]);
+            UNROLL for (int v = 0; v < 4; v++) {
+                vec value = load(values + t * stride + d + v * LANES);
+                UNROLL for (int h = 0; h < num_heads; h++) sums[h][v] += of[h] * value;
+                IN_ORDER;
+            }
+        }
+        UNROLL for (int h = 0; h < num_heads; h++)
+            UNROLL for (int v = 0; v < 4; v++) store(result + h * dim + d + v * LANES, sums[h][v]);
+    }
+    for (; d < dim; d += LANES)
+        for (int h = 0; h < num_heads; h++) {
+            vec sums = load(result + h * dim + d) * shrink[h];
+            for (int64_t t = 0; t < count; t++)
+                sums += weights[h][t] * load(values + t * stride + d);
+            store(result + h * dim + d, sums);
+        }
+}
+
+/* The same for all heads that share these values. */
+static __attribute__((noinline)) void
+add_values(int64_t num_heads, float *result, int64_t dim, const float *shrink,
+           const float weights[][SLICE], const float *values, int64_t stride, int64_t count,
+           wanted soon) {
+    for (; num_heads > 0; num_heads -= TILE_HEADS, result += TILE_HEADS * dim, shrink += TILE_HEADS,
+                          weights += TILE_HEADS) {
+#define ADD(heads) add_tile(heads, result, dim, shrink, weights, values, stride, count, soon)
+        if (num_heads >= 3) ADD(3);
+        else if (num_heads == 2) ADD(2);
+        else ADD(1);
     }
 }
 
@@ -338,21 +370,29 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
         for (int64_t h = 0; h < num_task_heads; h++) highest[h] = -INFINITY, total[h] = 0;
         memset(result, 0, sizeof q);
 
+        float weights[MAX_HEADS][SLICE], shrink[MAX_HEADS];
+        /* Of a slice's keys memory is asked while the values before it are added up, of its values
+         * while the keys give scores: all the time, and if all heads are wanted in the order of
+         * their addresses. */
+        int all_heads = heads_per_task == num_kv_heads;
         for (int64_t start = 0; start < context_len; start += count) {
             count = min(min(block_size - start % block_size, SLICE), context_len - start);
             /* From a position in the sequence to a place in the cache: the block table. */
             int64_t slot = table[start / block_size] * block_size + start % block_size;
-            int64_t after = start + count, next_slot = 0;
-            if (after < context_len)
-                next_slot = table[after / block_size] * block_size + after % block_size;
-            for (int64_t head = 0; head < heads_per_task; head++) {
-                int64_t here = slot * stride + (first_head + head) * dim;
-                int64_t there = next_slot * stride + (first_head + head) * dim;
-                tokens at = {keys + here, values + here, stride};
-                tokens next = {after < context_len ? keys + there : 0, values + there, stride};
-                int64_t h = head * group;
-                attend(group, q + h * dim, dim, at, next, count, scale, result + h * dim, highest + h,
-                       total + h);
+            int64_t after = min(start + count, context_len - 1);
+            int64_t next_slot = table[after / block_size] * block_size + after % block_size;
+            int64_t here = slot * stride + first_head * dim, next = next_slot * stride + first_head * dim;
+            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += group) {
+                wanted soon = {values + here + head * dim, stride, 1};
+                if (all_heads) soon = (wanted){values + here + head * count * dim, dim, 1};
+                score(group, weights + h, q + h * dim, dim, keys + here + head * dim, stride, count, soon);
+            }
+            softmax_slice(num_task_heads, weights, count, scale, highest, total, shrink);
+            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += group) {
+                wanted soon = {keys + next + head * dim, stride, 1};
+                if (all_heads) soon = (wanted){keys + next + head * count * dim, 4 * LANES, count};
+                add_values(group, result + h * dim, dim, shrink + h, weights + h,
+                           values + here + head * dim, stride, count, soon);
             }
         }
         for (int64_t h = 0; h < num_task_heads; h++)

@@ -1,9 +1,10 @@
 """Our CPU kernels, written in C: compiled on first use, called without copies.
 
-PyTorch calls a BLAS library, which is made for matrices of many rows; a decode step has few, and
-its time is the time to read the weights. `cpu_kernels.c` reads them as fast as memory gives them.
-Where it cannot be compiled (no C compiler, another system than Linux), PyTorch does the work:
-slower, and as exact.
+PyTorch calls a BLAS library, which puts weights into an order of its own for each product: worth
+its while for many rows, but a decode step has few, and its time is the time to read the weights.
+Here they are put in order once, by `pack`, and read as fast as memory gives them. Where
+`cpu_kernels.c` cannot be compiled (no C compiler, another system than Linux), PyTorch does the
+work: slower, and as exact.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from minivllm.models.config import ModelConfig
+from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import Ops
 from minivllm.models.weight_cache import cached
 
@@ -34,8 +36,8 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fop
 _LANES = 8
 """Floats that the kernels take at once: widths must be a multiple of it."""
 
-MAX_ROWS = 256
-"""Most rows of `x` for which our `linear` beats BLAS, about (chapter 12 measures it)."""
+PANEL = 16
+"""Outputs whose weights lie side by side in a packed matrix, as in `cpu_kernels.c`."""
 MAX_HEADS, MAX_GROUP = 128, 16
 """Most query heads, and most that may share a key/value head, as in `cpu_kernels.c`."""
 
@@ -95,8 +97,10 @@ def _fingerprint_of_machine(compiler: str) -> str:
 class CPUKernels(Ops):
     """The operators by `cpu_kernels.c`, for float32 tensors on the CPU.
 
-    What a kernel is not made for (many rows, odd sizes) goes to PyTorch.
+    What a kernel is not made for (odd sizes) goes to PyTorch.
     """
+
+    pack_copies = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size, count, number = (
@@ -106,6 +110,7 @@ class CPUKernels(Ops):
             ctypes.c_float,
         )
         signatures = {
+            "pack": [pointer, pointer, size, size, count],
             "linear": [pointer, pointer, size, pointer, size, size, size, count, count],
             "rms_norm": [pointer, pointer, pointer, size, size, number, count],
             "silu_and_mul": [pointer, size, size, count],
@@ -127,32 +132,51 @@ class CPUKernels(Ops):
             kernel.argtypes, kernel.restype = argtypes, None
             self._kernels[name] = kernel
 
+    def pack(self, weight: Tensor) -> Tensor:
+        """[out, in] to [out / PANEL, in, PANEL]; as it is if `out` is no multiple of PANEL."""
+        out_features, in_features = weight.shape
+        if out_features % PANEL or not weight.is_contiguous():
+            return weight
+        shape = (out_features // PANEL, in_features, PANEL)
+        packed = lazy_zeros(shape, weight.dtype, "cpu")  # in large pages: they are read in order
+        threads = torch.get_num_threads()
+        self._kernels["pack"](packed.data_ptr(), weight.data_ptr(), *weight.shape, threads)
+        return packed
+
+    def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        if not is_packed(weight):
+            return super().embed(token_ids, weight)
+        return weight[token_ids // PANEL, :, token_ids % PANEL]
+
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
     ) -> Tensor:
-        if not _few_rows(x):
+        if not is_packed(weight):
             return super().linear(x, weight, bias, out=out)
-        output = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
+        output = x.new_empty(x.shape[0], len(weight) * PANEL) if out is None else out
         self._multiply(output, x, weight, accumulate=False)
         return output if bias is None else output.add_(bias)
 
     def add_linear(
         self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> None:
-        if not _few_rows(x):
-            residual.addmm_(x, weight.t())
-        else:
-            self._multiply(residual, x, weight, accumulate=True)
+        if not is_packed(weight):
+            super().add_linear(residual, x, weight, bias)
+            return
+        self._multiply(residual, x, weight, accumulate=True)
         if bias is not None:
             residual.add_(bias)
 
     def _multiply(self, output: Tensor, x: Tensor, weight: Tensor, accumulate: bool) -> None:
+        assert x.shape[1] == weight.shape[1]
+        if x.stride(1) != 1:
+            x = x.contiguous()
         self._kernels["linear"](
             output.data_ptr(),
             x.data_ptr(),
             x.stride(0),
             weight.data_ptr(),
-            *(x.shape[0], *weight.shape),
+            *(*output.shape, x.shape[1]),
             accumulate,
             torch.get_num_threads(),
         )
@@ -252,6 +276,6 @@ class CPUKernels(Ops):
         self._kernels["decode"](*args, torch.get_num_threads())
 
 
-def _few_rows(x: Tensor) -> bool:
-    """Whether our `linear` can take these rows, and is the faster one."""
-    return x.shape[0] <= MAX_ROWS and x.shape[1] % _LANES == 0 and x.stride(1) == 1
+def is_packed(weight: Tensor) -> bool:
+    """Whether `CPUKernels.pack` has changed the order of a matrix."""
+    return weight.dim() == 3

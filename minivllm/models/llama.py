@@ -25,6 +25,7 @@ from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import Ops
+from minivllm.models.safetensors_file import release
 
 CPU_ROWS = 512
 """Tokens that go through a layer at a time on a CPU: enough for a matrix product at full speed, and
@@ -33,8 +34,8 @@ few enough that what lies between two products stays small."""
 
 @dataclass
 class Layer:
-    """Weights of one decoder layer. `qkv` and `gate_up` are fused: one product instead of three
-    (or two), which reads the hidden states once."""
+    """Weights of one decoder layer; matrices as `Ops.pack` gives them. `qkv` and `gate_up` are
+    fused: one product instead of three (or two), which reads the hidden states once."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -95,9 +96,10 @@ class LlamaModel:
         self._kept = torch.empty(0) if isinstance(self.ops, CPUKernels) else None
         self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        self._qkv_size, self._gate_up_size = heads * config.head_dim, 2 * config.intermediate_size
+        self._widest_piece = CPU_ROWS * max(self._qkv_size, self._gate_up_size)
         self._load(weights)
-        widest = max((max(len(x.qkv), len(x.gate_up)) for x in self.layers), default=0)
-        self._widest_piece = CPU_ROWS * widest
         self.rope = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
         if batch_invariant:
             self._check_rows_are_independent()
@@ -122,7 +124,7 @@ class LlamaModel:
         Returns:
             Hidden states [T, hidden_size], or [S, hidden_size] of the S tokens wanted.
         """
-        hidden = F.embedding(token_ids, self.embed)
+        hidden = self.ops.embed(token_ids, self.embed)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             wanted = sampling if layer is self.layers[-1] else None
             hidden = self._layer(layer, hidden, positions, kv_cache, metadata, wanted)
@@ -192,7 +194,7 @@ class LlamaModel:
     def _qkv(self, layer: Layer, hidden: Tensor) -> Tensor:
         """Hidden states [T, hidden] to the heads of queries, keys and values, [T, heads, D]."""
         normed = self._rms_norm(hidden, layer.input_norm)
-        room = self.scratch(len(normed), len(layer.qkv))
+        room = self.scratch(len(normed), self._qkv_size)
         qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias, out=room)
         heads = qkv.view(len(qkv), -1, self.config.head_dim)
         if layer.q_norm is None or layer.k_norm is None:
@@ -206,7 +208,7 @@ class LlamaModel:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
         self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
         normed = self._rms_norm(hidden, layer.post_attention_norm)
-        room = self.scratch(len(normed), len(layer.gate_up))
+        room = self.scratch(len(normed), self._gate_up_size)
         gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias, out=room)
         activated = self.ops.silu_and_mul(gate_up)
         self.ops.add_linear(hidden, activated, layer.down, layer.down_bias)
@@ -252,40 +254,51 @@ class LlamaModel:
                 )
             return weights[name].to(dtype=self.dtype, device=self.device)
 
+        def matrix(names: list[tuple[str, int]], in_features: int) -> Tensor:
+            return self.ops.pack(fuse([get(f"{name}.weight", n, in_features) for name, n in names]))
+
+        def vector(names: list[tuple[str, int]], suffix: str = ".weight") -> Tensor:
+            # A copy: a view would keep all of a file in memory.
+            return torch.cat([get(name + suffix, n) for name, n in names])
+
         hidden, inner = config.hidden_size, config.intermediate_size
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self.embed = get("model.embed_tokens.weight", config.vocab_size, hidden)
-        self.norm = get("model.norm.weight", hidden)
-        tied = config.tie_word_embeddings
-        self.lm_head = self.embed if tied else get("lm_head.weight", config.vocab_size, hidden)
+        vocab = config.vocab_size
+        self.norm = vector([("model.norm", hidden)])
+        if config.tie_word_embeddings:
+            self.embed = self.lm_head = matrix([("model.embed_tokens", vocab)], hidden)
+        else:
+            self.embed = get("model.embed_tokens.weight", vocab, hidden)
+            self.lm_head = matrix([("lm_head", vocab)], hidden)
+        if self.ops.pack_copies:
+            release(weights)
         self.layers = []
         for index in range(config.num_hidden_layers):
             prefix = f"model.layers.{index}."
             attn, mlp = prefix + "self_attn.", prefix + "mlp."
-            qkv = (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size))
-            gate_up = (("gate_proj", inner), ("up_proj", inner))
-            head = (config.head_dim,)
+            sizes = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+            qkv = [(attn + name, size) for name, size in sizes.items()]
+            o, down = [(attn + "o_proj", hidden)], [(mlp + "down_proj", hidden)]
+            gate_up = [(mlp + "gate_proj", inner), (mlp + "up_proj", inner)]
             self.layers.append(
                 Layer(
-                    input_norm=get(prefix + "input_layernorm.weight", hidden),
-                    qkv=fuse([get(f"{attn}{name}.weight", n, hidden) for name, n in qkv]),
-                    qkv_bias=fuse([get(f"{attn}{name}.bias", n) for name, n in qkv])
-                    if config.qkv_bias
-                    else None,
-                    q_norm=get(attn + "q_norm.weight", *head) if config.qk_norm else None,
-                    k_norm=get(attn + "k_norm.weight", *head) if config.qk_norm else None,
-                    o=get(attn + "o_proj.weight", hidden, q_size),
-                    o_bias=get(attn + "o_proj.bias", hidden) if config.o_bias else None,
-                    post_attention_norm=get(prefix + "post_attention_layernorm.weight", hidden),
-                    gate_up=fuse([get(f"{mlp}{name}.weight", n, hidden) for name, n in gate_up]),
-                    gate_up_bias=fuse([get(f"{mlp}{name}.bias", n) for name, n in gate_up])
-                    if config.mlp_bias
-                    else None,
-                    down=get(mlp + "down_proj.weight", hidden, inner),
-                    down_bias=get(mlp + "down_proj.bias", hidden) if config.mlp_bias else None,
+                    input_norm=vector([(prefix + "input_layernorm", hidden)]),
+                    qkv=matrix(qkv, hidden),
+                    qkv_bias=vector(qkv, ".bias") if config.qkv_bias else None,
+                    q_norm=vector([(attn + "q_norm", config.head_dim)]) if config.qk_norm else None,
+                    k_norm=vector([(attn + "k_norm", config.head_dim)]) if config.qk_norm else None,
+                    o=matrix(o, q_size),
+                    o_bias=vector(o, ".bias") if config.o_bias else None,
+                    post_attention_norm=vector([(prefix + "post_attention_layernorm", hidden)]),
+                    gate_up=matrix(gate_up, hidden),
+                    gate_up_bias=vector(gate_up, ".bias") if config.mlp_bias else None,
+                    down=matrix(down, inner),
+                    down_bias=vector(down, ".bias") if config.mlp_bias else None,
                 )
             )
+            if self.ops.pack_copies:
+                release(weights)  # of the file no more than a layer lies in memory with its copy
 
     def _rope_table(
         self, max_model_len: int, frequency_factors: Tensor | None

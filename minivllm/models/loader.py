@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minivllm.models.config import ModelConfig
 from minivllm.models.gguf_file import convert_gguf
-from minivllm.models.safetensors_file import read_safetensors
+from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
 from minivllm.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
 
@@ -95,7 +95,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
+def read_weights(directory: Path) -> Mapping[str, Tensor]:
     """Map the weights of a Hugging Face directory, in one file or in shards.
 
     Raises:
@@ -107,16 +107,13 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{directory} has neither model.safetensors nor model.safetensors.index.json"
             )
-        return read_safetensors(directory / "model.safetensors")
+        return MappedTensors([directory / "model.safetensors"])
     weight_map: dict[str, str] = _read_json(directory, index_path.name)["weight_map"]
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise ValueError(f"{directory} misses {len(missing)} of {len(shards)} shards: {missing[0]}")
-    weights: dict[str, Tensor] = {}
-    for shard in shards:
-        weights |= read_safetensors(directory / shard)
-    return weights
+    return MappedTensors([directory / shard for shard in shards])
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:

@@ -13,10 +13,23 @@ from torch import Tensor
 class Ops:
     """What a layer does to rows of tokens, [T, ...]. Results have the inputs' dtype."""
 
+    pack_copies = False
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """A matrix [out, in] in the order in which `linear` and `embed` want it: here, as it is."""
+        return weight
+
+    def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """The tokens' rows of `weight` [vocab_size, hidden_size], from `pack`: [T, hidden_size]."""
+        return F.embedding(token_ids, weight)
+
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
     ) -> Tensor:
-        """`x` [T, in] times `weight` [out, in] transposed: [T, out], in `out` if that is given."""
+        """`x` [T, in] times `weight` [out, in], from `pack`, transposed: [T, out].
+
+        The result is in `out`, if that is given.
+        """
         if out is None:
             return F.linear(x, weight, bias)
         torch.mm(x, weight.t(), out=out)

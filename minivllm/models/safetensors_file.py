@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -32,12 +33,65 @@ DTYPES = {
 _ALIGNMENT = 64
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Map a file's tensors into memory, read-only in effect: writes do not reach the file.
+class MappedTensors(Mapping[str, Tensor]):
+    """The tensors of files, by name. A file is mapped into memory when a tensor of it is asked for.
+
+    Writes to a tensor do not reach the file, and are lost when the file is unmapped: who wants to
+    change weights takes a `dict` of them.
+
+    Args:
+        paths: the files; if two have a tensor of one name, the later one counts.
 
     Raises:
-        ValueError: if the file is truncated, is not safetensors, or holds an unknown dtype.
+        ValueError: if a file is truncated, is not safetensors, or holds an unknown dtype.
     """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._mapped: dict[Path, Tensor] = {}
+        for path in paths:
+            self._entries |= _read_header(path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if entry.path not in self._mapped:
+            self._mapped[entry.path] = torch.from_file(
+                str(entry.path), shared=False, size=entry.path.stat().st_size, dtype=torch.uint8
+            )
+        raw = self._mapped[entry.path][entry.begin : entry.end]
+        if entry.begin % entry.dtype.itemsize:
+            raw = raw.clone()  # only files by other writers start a tensor between two elements
+        return raw.view(entry.dtype).view(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def unmap(self) -> None:
+        """Give the files' memory back, once no tensor of them is in use any more."""
+        self._mapped.clear()
+
+
+def release(weights: Mapping[str, Tensor]) -> None:
+    """Unmap the weights' files, if they come from some."""
+    if isinstance(weights, MappedTensors):
+        weights.unmap()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies: bytes `begin` to `end` of a file."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -53,23 +107,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+    entries = {}
+    for name, told in header.items():
+        if told["dtype"] not in DTYPES:
             raise ValueError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not supported; "
+                f"{path}: tensor {name!r} has dtype {told['dtype']}, which is not supported; "
                 f"the supported ones are {', '.join(DTYPES)}"
             )
-        dtype = DTYPES[entry["dtype"]]
-        begin, stop = (start + offset for offset in entry["data_offsets"])
-        if stop - begin != prod(entry["shape"]) * dtype.itemsize:
+        dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+        begin, stop = (start + offset for offset in told["data_offsets"])
+        if stop - begin != prod(shape) * dtype.itemsize:
             raise ValueError(f"{path}: the size of tensor {name!r} does not match its shape")
-        raw = data[begin:stop]
-        if begin % dtype.itemsize:
-            raw = raw.clone()  # only files by other writers start a tensor between two elements
-        tensors[name] = raw.view(dtype).view(entry["shape"])
-    return tensors
+        entries[name] = _Entry(path, dtype, shape, begin, stop)
+    return entries
 
 
 def write_safetensors(
