@@ -114,10 +114,8 @@ class ModelRunner:
         num_tokens = plan.num_scheduled_tokens
         query_lens = np.array([num_tokens[request.request_id] for request in scheduled])
         context_lens = np.array([request.num_computed_tokens for request in scheduled])
-        # Single tokens first, the longest contexts in front: attention groups neighbours. Then
-        # chunks, the shortest in front: some kernels do these along with the single tokens.
-        is_chunk = query_lens > 1
-        order = np.lexsort((np.where(is_chunk, context_lens, -context_lens), is_chunk))
+        # Single tokens first, and the longest contexts in front: attention groups neighbours.
+        order = np.lexsort((-context_lens, query_lens > 1))
         scheduled = [scheduled[index] for index in order]
         query_lens, context_lens = query_lens[order], context_lens[order]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -161,9 +162,11 @@ def decodes(seed: int, block_size: int, num_heads: int, num_kv_heads: int, head_
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("block_size", "num_heads", "num_kv_heads", "head_dim"),
-    [(16, 9, 3, 64), (16, 4, 4, 16), (8, 8, 1, 40), (5, 6, 2, 24), (1, 4, 2, 8), (32, 32, 2, 128)],
-    ids=["smollm2", "no-sharing", "one-kv-head", "odd-sizes", "blocks-of-one", "sixteen-share"],
-)
+    [(16, 9, 3, 64), (16, 4, 4, 16), (8, 8, 1, 40), (5, 6, 2, 24), (1, 4, 2, 8), (32, 32, 2, 128),
+     (16, 128, 2, 128)],
+    ids=["smollm2", "no-sharing", "one-kv-head", "odd-sizes", "blocks-of-one", "sixteen-share",
+         "as-wide-as-may-be"],
+)  # fmt: skip
 def test_paged_attention_is_the_reference(seed, block_size, num_heads, num_kv_heads, head_dim):
     query, cache, metadata = decodes(seed, block_size, num_heads, num_kv_heads, head_dim)
     expected = reference_paged_attention(query, cache, metadata, head_dim**-0.5)
@@ -182,6 +185,39 @@ def test_paged_attention_is_the_reference(seed, block_size, num_heads, num_kv_he
         attention.prepare(alone)
         one = attention(query[index : index + 1], cache, alone, head_dim**-0.5)
         assert torch.equal(one[0], got[index])
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("block_size", "num_heads", "num_kv_heads", "head_dim"),
+    [(16, 9, 3, 64), (16, 4, 2, 16), (5, 6, 2, 24), (1, 4, 2, 8)],
+)
+def test_a_prompt_attends_with_the_same_bits_however_it_is_cut(
+    seed, block_size, num_heads, num_kv_heads, head_dim
+):
+    """Neighbours share the reading of their keys: which ones depends on the cuts."""
+    rng = random.Random(seed)
+    length = rng.randrange(2, 200)
+    table = [rng.sample(range(1, 400), -(-length // block_size))]
+    cache = randn(2, 400, block_size, num_kv_heads, head_dim, seed=seed)
+    query = 2 * randn(length, num_heads, head_dim, seed=seed)
+    attention = CPUPagedAttention(block_size, num_kv_heads, torch.float32, "cpu")
+
+    def attend(start: int, end: int) -> torch.Tensor:
+        slots = torch.zeros(end - start, dtype=torch.long)
+        metadata = AttentionMetadata.of(slots, [end - start], [end], table)
+        attention.prepare(metadata)
+        return attention(query[start:end].clone(), cache, metadata, head_dim**-0.5)
+
+    whole = attend(0, length)
+    slots = torch.zeros(length, dtype=torch.long)
+    metadata = AttentionMetadata.of(slots, [length], [length], table)
+    expected = reference_paged_attention(query, cache, metadata, head_dim**-0.5)
+    torch.testing.assert_close(whole, expected)
+    cuts = sorted({0, length, *(rng.randrange(length) for _ in range(rng.randrange(1, 9)))})
+    for start, end in itertools.pairwise(cuts):
+        assert torch.equal(attend(start, end), whole[start:end])
 
 
 @needs_kernels
@@ -312,9 +348,9 @@ def test_the_backend_can_be_asked_for_and_says_what_it_needs(no_kernels):
         LLM(tiny_random_model(), max_model_len=64, attention_backend="cpu")
 
 
-@pytest.mark.parametrize("heads", [(256, 128, 8), (34, 2, 8), (4, 2, 12)])
+@pytest.mark.parametrize("heads", [(128, 8, 136), (2049, 1, 8), (4, 2, 12)])
 def test_heads_that_the_kernel_has_no_room_for_are_refused(heads):
-    """The kernel's arrays have fixed sizes: it must never see more."""
+    """The kernel's arrays lie on the stack: it must never see more."""
     num_heads, num_kv_heads, head_dim = heads
     config = replace(
         tiny_random_model().config,
@@ -323,7 +359,7 @@ def test_heads_that_the_kernel_has_no_room_for_are_refused(heads):
         head_dim=head_dim,
     )
     assert not cpu_kernels.can_attend(config)
-    with pytest.raises(ValueError, match="up to 128 of them, of which up to 16 share"):
+    with pytest.raises(ValueError, match="a width that 8 divides, together at most 16,384"):
         attention_class("cpu", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
     fallback = attention_class("auto", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
     assert fallback is PagedAttention

@@ -59,7 +59,7 @@ needs_kernels = pytest.mark.skipif(load_kernels() is None, reason="no C kernels 
 @pytest.mark.parametrize(
     "attention", [PagedAttention, pytest.param(CPUPagedAttention, marks=needs_kernels)]
 )
-def test_fast_attention_is_the_reference(seed: int, attention: type[PagedAttention]) -> None:
+def test_fast_attention_is_the_reference(seed: int, attention: Any) -> None:
     query, cache, metadata = random_batch(seed)
     expected = reference_paged_attention(query, cache, metadata, 0.25)
     fast = attention(BLOCK_SIZE, 2, torch.float32, "cpu")
@@ -208,7 +208,7 @@ class Recorder:
 
 
 def record(model: Any, prompts: list[list[int]], alone: bool = False, **kwargs: Any) -> Recorder:
-    llm = build(model, batch_invariant=True, **kwargs)
+    llm = build(model, **{"batch_invariant": True, **kwargs})
     recorder = Recorder(llm)
     for group in [[prompt] for prompt in prompts] if alone else [prompts]:
         token_ids(llm, group)
@@ -216,12 +216,12 @@ def record(model: Any, prompts: list[list[int]], alone: bool = False, **kwargs: 
 
 
 def check_bitwise(
-    model: Any, prompts: list[list[int]], variants: dict[str, dict[str, Any]]
+    model: Any, prompts: list[list[int]], variants: dict[str, dict[str, Any]], **mode: Any
 ) -> None:
-    expected = record(model, prompts, alone=True, enable_prefix_caching=False).logits
+    expected = record(model, prompts, alone=True, enable_prefix_caching=False, **mode).logits
     assert len(expected) > len(prompts)
     for name, kwargs in variants.items():
-        recorder = record(model, prompts, **kwargs)
+        recorder = record(model, prompts, **kwargs, **mode)
         got = recorder.logits
         assert got.keys() == expected.keys(), name
         wrong = [len(key) for key in expected if not torch.equal(got[key], expected[key])]
@@ -265,8 +265,21 @@ def test_batch_invariance_of_smollm2() -> None:
     check_bitwise(smollm2(), prompts, {name: VARIANTS[name] for name in names})
 
 
+@needs_kernels
+def test_our_cpu_kernels_are_batch_invariant_without_being_asked() -> None:
+    """Each sum has one order, whatever the batch."""
+    from serving import smollm2
+
+    check_bitwise("tiny-random", shared_prompts(960), VARIANTS, batch_invariant=False)
+    prompts = [list(range(600, 900)), *shared_prompts(40000)[5:14]]
+    names = ("together", "chunks of 50", "swapped")
+    variants = {name: {**VARIANTS[name], "max_model_len": 512} for name in names}
+    variants["swapped"] |= {"num_gpu_blocks": 33, "num_cpu_blocks": 64}
+    check_bitwise(smollm2(), prompts, variants, batch_invariant=False)
+
+
 def test_other_mode_is_not_invariant_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the tests above would test nothing. (Our CPU kernels are, for contexts this short.)"""
+    """Else the tests above would test nothing."""
     monkeypatch.setattr(llama, "load_kernels", lambda: None)
     prompts = shared_prompts(960)
     rows: list[dict[tuple[int, ...], torch.Tensor]] = []

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minivllm.core.config import check_choice
 from minivllm.core.kv_cache_manager import cdiv
-from minivllm.models.cpu_kernels import MAX_GROUP, MAX_HEADS, CPUKernels, load_kernels
+from minivllm.models.cpu_kernels import MAX_ATTENTION_WIDTH, CPUKernels, load_kernels
 from minivllm.models.memory import lazy_zeros
 
 GROUP_TOKENS = 4096
@@ -31,10 +31,6 @@ GROUP_TOKENS = 4096
 
 CHUNK_ROWS = 256
 """Queries of a request that attend in one call: the mask of more would be large."""
-
-SHORT_CONTEXT = 256
-"""Keys up to which our C kernel does a prompt's chunk sooner than SDPA, which shares the keys among
-its tokens but wants them copied."""
 
 QUERY_TILE = 16
 KEY_TILE = 64
@@ -308,16 +304,16 @@ def _group_ends(num_blocks: Sequence[int], block_size: int) -> list[int]:
     return [*ends, len(num_blocks)] if num_blocks else []
 
 
-class CPUPagedAttention(PagedAttention):
-    """As `PagedAttention`, but our C kernel, which reads the pages where they lie, does decodes
-    and, token by token, the chunks of short prompts.
+class CPUPagedAttention:
+    """Our C kernel reads the pages where they lie, for decodes and chunks alike.
+
+    A query's keys are added up in one order, from position 0 on: it has the same bits in any batch.
 
     Raises:
         ValueError: if the kernel cannot be compiled here, or does not take such tensors.
     """
 
     def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
-        super().__init__(block_size, num_kv_heads, dtype, device)
         kernels = load_kernels()
         if kernels is None or device != "cpu" or dtype != torch.float32:
             raise ValueError(
@@ -326,23 +322,20 @@ class CPUPagedAttention(PagedAttention):
             )
         self.kernels: CPUKernels = kernels
 
-    def _prepare_decodes(self, metadata: AttentionMetadata) -> int:
-        small = (metadata.query_lens == 1) | (metadata.context_lens <= SHORT_CONTEXT)
-        count = int(np.append(small, False).argmin())
-        positions, owners = token_positions(
-            metadata.query_lens[:count], metadata.context_lens[:count]
-        )
-        self._positions, self._owners = self._indices(positions), self._indices(owners)
-        self._tables = self._indices(metadata.block_tables[:count]).contiguous()
-        return count
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Whose each row is, and where it stands."""
+        positions, owners = token_positions(metadata.query_lens, metadata.context_lens)
+        self._positions, self._owners = torch.from_numpy(positions), torch.from_numpy(owners)
+        self._tables = torch.from_numpy(np.ascontiguousarray(metadata.block_tables))
 
-    def _decode(
+    def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> None:
-        if num_rows := len(self._owners):
-            self.kernels.paged_attention(
-                query[:num_rows], kv_cache, self._tables, self._owners, self._positions, scale
-            )
+    ) -> Tensor:
+        """As `reference_paged_attention`, but the result takes the query's place."""
+        self.kernels.paged_attention(
+            query, kv_cache, self._tables, self._owners, self._positions, scale
+        )
+        return query
 
 
 class Attention(Protocol):
@@ -393,9 +386,8 @@ def attention_class(
         return BatchInvariantAttention
     if backend == "cpu" and not kernel_fits:
         raise ValueError(
-            "attention_backend='cpu' takes float32 and heads of a width that 8 divides, up to "
-            f"{MAX_HEADS} of them, of which up to {MAX_GROUP} share a key/value head; leave "
-            "attention_backend at 'auto' for this model"
+            "attention_backend='cpu' takes float32 and heads of a width that 8 divides, together "
+            f"at most {MAX_ATTENTION_WIDTH:,} wide; leave attention_backend at 'auto' for this model"
         )
     has_triton = importlib.util.find_spec("triton") is not None
     if backend == "triton" and not has_triton:

@@ -203,11 +203,10 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, const int6
 
 /* --- paged attention ------------------------------------------------------------------------------ */
 
-#define MAX_HEADS 128
-#define MAX_GROUP 16 /* query heads that share a key/value head */
-#define SLICE 16 /* keys that are looked at in one turn */
-#define TILE_KEYS 4 /* of them at a time ... */
+#define SLICE 16 /* keys that are looked at in one turn: a multiple of ... */
+#define TILE_KEYS 4 /* ... those that a tile takes, ... */
 #define TILE_HEADS 3 /* ... by query heads: again 12 running sums */
+#define ROWS_TOGETHER 4 /* neighbours of a prompt for which keys are read once */
 
 /* What memory is asked for while something else is computed: a place for each token and column. */
 typedef struct { const float *at; int64_t per_token, per_column; } wanted;
@@ -216,30 +215,28 @@ static inline const float *place(wanted soon, int64_t token, int64_t column) {
     return soon.at + token * soon.per_token + column * soon.per_column;
 }
 
-/* scores[h][t] = query[h] · keys[t], for a few heads and keys. */
+/* scores[h][t] = query[h] · keys[t], for a few heads and TILE_KEYS keys; of fewer the last one is
+ * taken again. (A tile for a single key would be rounded in another way: compilers do not fuse
+ * products and sums where all wait for each other.) */
 static inline __attribute__((always_inline)) void
-score_tile(int num_keys, int num_heads, float *scores, const float *query, int64_t dim,
-           const float *keys, int64_t stride, wanted soon) {
+score_tile(int num_heads, int whole, float *scores, const float *query, int64_t dim, const float *keys,
+           int64_t stride, int64_t num_keys, wanted soon) {
     vec sums[TILE_HEADS][TILE_KEYS];
     UNROLL for (int h = 0; h < num_heads; h++)
-        UNROLL for (int t = 0; t < num_keys; t++) sums[h][t] = (vec){0};
+        UNROLL for (int t = 0; t < TILE_KEYS; t++) sums[h][t] = (vec){0};
     _Pragma("GCC unroll 2") for (int64_t d = 0; d < dim; d += LANES) {
         if (d % 16 == 0) /* a line of memory has 16 floats */
-            UNROLL for (int t = 0; t < num_keys; t++) __builtin_prefetch(place(soon, t, d));
+            UNROLL for (int t = 0; t < TILE_KEYS; t++) __builtin_prefetch(place(soon, t, d));
         vec qs[TILE_HEADS];
         UNROLL for (int h = 0; h < num_heads; h++) qs[h] = load(query + h * dim + d);
-        UNROLL for (int t = 0; t < num_keys; t++) {
-            vec key = load(keys + t * stride + d);
+        UNROLL for (int t = 0; t < TILE_KEYS; t++) {
+            vec key = load(keys + (whole ? t : min(t, num_keys - 1)) * stride + d);
             UNROLL for (int h = 0; h < num_heads; h++) sums[h][t] += key * qs[h];
             IN_ORDER;
         }
     }
-    UNROLL for (int h = 0; h < num_heads; h++) {
-        if (num_keys == TILE_KEYS)
-            *(vec4 *)(scores + h * SLICE) = sum_four(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
-        else
-            scores[h * SLICE] = sum_four(sums[h][0], (vec){0}, (vec){0}, (vec){0})[0];
-    }
+    UNROLL for (int h = 0; h < num_heads; h++)
+        *(vec4 *)(scores + h * SLICE) = sum_four(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
 }
 
 /* The same for up to SLICE keys and all heads that share them. */
@@ -247,20 +244,17 @@ static __attribute__((noinline)) void
 score(int64_t num_heads, float scores[][SLICE], const float *query, int64_t dim, const float *keys,
       int64_t stride, int64_t count, wanted soon) {
     for (; num_heads > 0; num_heads -= TILE_HEADS, scores += TILE_HEADS, query += TILE_HEADS * dim)
-        for (int64_t t = 0, num_keys; t < count; t += num_keys) {
-            num_keys = count - t < TILE_KEYS ? 1 : TILE_KEYS;
+        for (int64_t t = 0; t < count; t += TILE_KEYS) {
             wanted next = {place(soon, t, 0), soon.per_token, soon.per_column};
-#define SCORE(keys_, heads) \
-    score_tile(keys_, heads, &scores[0][t], query, dim, keys + t * stride, stride, next)
-            if (num_keys == 1) {
-                if (num_heads >= 3) SCORE(1, 3);
-                else if (num_heads == 2) SCORE(1, 2);
-                else SCORE(1, 1);
-            } else {
-                if (num_heads >= 3) SCORE(TILE_KEYS, 3);
-                else if (num_heads == 2) SCORE(TILE_KEYS, 2);
-                else SCORE(TILE_KEYS, 1);
-            }
+            int whole = t + TILE_KEYS <= count;
+#define SCORE(heads, whole) \
+    score_tile(heads, whole, &scores[0][t], query, dim, keys + t * stride, stride, count - t, next)
+            if (num_heads >= 3 && whole) SCORE(3, 1);
+            else if (num_heads == 2 && whole) SCORE(2, 1);
+            else if (num_heads == 1 && whole) SCORE(1, 1);
+            else if (num_heads >= 3) SCORE(3, 0);
+            else if (num_heads == 2) SCORE(2, 0);
+            else SCORE(1, 0);
         }
 }
 
@@ -349,32 +343,40 @@ add_values(int64_t num_heads, float *result, int64_t dim, const float *shrink,
 
 /* heads [rows, num_heads, D] are queries, and become what they attend to; keys, values [blocks,
  * block_size, kv_heads, D]; block_tables [requests, table_width]. A row belongs to request owners[row]
- * and sees its keys up to positions[row]. At most MAX_HEADS heads, of which MAX_GROUP share a kv head. */
+ * and sees its keys up to positions[row]; the rows of a request lie together, by rising position.
+ * num_heads * D is at most MAX_ATTENTION_WIDTH in cpu_kernels.py: the arrays here lie on the stack. */
 void paged_attention(float *heads, int64_t heads_stride, const float *keys, const float *values,
                      const int64_t *block_tables, int64_t table_width, const int64_t *owners,
                      const int64_t *positions, int64_t rows, int64_t num_heads, int64_t num_kv_heads,
                      int64_t dim, int64_t block_size, float scale, int num_threads) {
     int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim;
-    /* A thread takes a row with all its heads, whose keys lie side by side; if rows are few, a head. */
+    /* A thread takes rows with all their heads, whose keys lie side by side; if rows are few, a head. */
     int64_t heads_per_task = rows >= 2 * num_threads ? num_kv_heads : 1;
-    int64_t tasks_per_row = num_kv_heads / heads_per_task;
+    int64_t tasks_per_row = num_kv_heads / heads_per_task, all_heads = tasks_per_row == 1;
     #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
     for (int64_t task = 0; task < rows * tasks_per_row; task++) {
         int64_t row = task / tasks_per_row, first_head = task % tasks_per_row * heads_per_task;
-        int64_t num_task_heads = heads_per_task * group, context_len = positions[row] + 1, count;
-        const int64_t *table = block_tables + owners[row] * table_width;
-        float *result = heads + row * heads_stride + first_head * group * dim;
-        float q[num_task_heads * dim];
-        memcpy(q, result, sizeof q);
-        float highest[MAX_HEADS], total[MAX_HEADS];
-        for (int64_t h = 0; h < num_task_heads; h++) highest[h] = -INFINITY, total[h] = 0;
-        memset(result, 0, sizeof q);
+        const int64_t *position = positions + row, *owner = owners + row;
+        /* The first of ROWS_TOGETHER neighbours speaks for the others. */
+        if (row > 0 && owner[-1] == owner[0] && position[0] % ROWS_TOGETHER) continue;
+        int64_t num_rows = 1, context_len, count;
+        while (row + num_rows < rows && owner[num_rows] == owner[0] && position[num_rows] % ROWS_TOGETHER)
+            num_rows++;
+        context_len = position[num_rows - 1] + 1;
+        const int64_t *table = block_tables + owner[0] * table_width;
+        /* In the order [kv head, row, head that shares it]: who reads the same keys lies together. */
+        int64_t sharing = num_rows * group, num_queries = heads_per_task * sharing;
+        float q[num_queries * dim], result[num_queries * dim], weights[num_queries][SLICE];
+        int64_t padded = cdiv(num_queries, LANES) * LANES;
+        float highest[num_queries], total[num_queries], shrink[padded];
+        float *from = heads + row * heads_stride + first_head * group * dim;
+        for (int64_t head = 0; head < heads_per_task; head++)
+            for (int64_t r = 0; r < num_rows; r++)
+                memcpy(q + (head * num_rows + r) * group * dim, from + r * heads_stride + head * group * dim,
+                       group * dim * sizeof(float));
+        for (int64_t h = 0; h < num_queries; h++) highest[h] = -INFINITY, total[h] = 0;
+        memset(result, 0, sizeof result);
 
-        float weights[MAX_HEADS][SLICE], shrink[MAX_HEADS];
-        /* Of a slice's keys memory is asked while the values before it are added up, of its values
-         * while the keys give scores: all the time, and if all heads are wanted in the order of
-         * their addresses. */
-        int all_heads = heads_per_task == num_kv_heads;
         for (int64_t start = 0; start < context_len; start += count) {
             count = min(min(block_size - start % block_size, SLICE), context_len - start);
             /* From a position in the sequence to a place in the cache: the block table. */
@@ -382,21 +384,29 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
             int64_t after = min(start + count, context_len - 1);
             int64_t next_slot = table[after / block_size] * block_size + after % block_size;
             int64_t here = slot * stride + first_head * dim, next = next_slot * stride + first_head * dim;
-            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += group) {
+            /* Of a slice's keys memory is asked while the values before it are added up, of its
+             * values while the keys give scores: all the time, and for all heads by address. */
+            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing) {
                 wanted soon = {values + here + head * dim, stride, 1};
                 if (all_heads) soon = (wanted){values + here + head * count * dim, dim, 1};
-                score(group, weights + h, q + h * dim, dim, keys + here + head * dim, stride, count, soon);
+                score(sharing, weights + h, q + h * dim, dim, keys + here + head * dim, stride, count, soon);
+                for (int64_t r = 0; r < num_rows; r++) /* no row sees keys behind its own */
+                    for (int64_t t = max(position[r] + 1 - start, 0); t < count; t++)
+                        for (int64_t g = 0; g < group; g++) weights[h + r * group + g][t] = -INFINITY;
             }
-            softmax_slice(num_task_heads, weights, count, scale, highest, total, shrink);
-            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += group) {
+            softmax_slice(num_queries, weights, count, scale, highest, total, shrink);
+            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing) {
                 wanted soon = {keys + next + head * dim, stride, 1};
                 if (all_heads) soon = (wanted){keys + next + head * count * dim, 4 * LANES, count};
-                add_values(group, result + h * dim, dim, shrink + h, weights + h,
+                add_values(sharing, result + h * dim, dim, shrink + h, (const float (*)[SLICE])weights + h,
                            values + here + head * dim, stride, count, soon);
             }
         }
-        for (int64_t h = 0; h < num_task_heads; h++)
-            for (int64_t d = 0; d < dim; d++) result[h * dim + d] /= total[h];
+        for (int64_t head = 0, h = 0; head < heads_per_task; head++)
+            for (int64_t r = 0; r < num_rows; r++)
+                for (int64_t g = 0; g < group; g++, h++)
+                    for (int64_t d = 0; d < dim; d++)
+                        from[r * heads_stride + (head * group + g) * dim + d] = result[h * dim + d] / total[h];
     }
 }
 

@@ -38,8 +38,9 @@ _LANES = 8
 
 PANEL = 16
 """Outputs whose weights lie side by side in a packed matrix, as in `cpu_kernels.c`."""
-MAX_HEADS, MAX_GROUP = 128, 16
-"""Most query heads, and most that may share a key/value head, as in `cpu_kernels.c`."""
+MAX_ATTENTION_WIDTH = 1 << 14
+"""Floats that a token's query heads may have together: attention keeps those of four tokens, and
+their results, on a thread's stack (512 KiB)."""
 
 
 @functools.cache
@@ -63,12 +64,8 @@ def load_kernels() -> CPUKernels | None:
 
 def can_attend(config: ModelConfig) -> bool:
     """Whether `paged_attention` is made for a model's heads."""
-    num_heads = config.num_attention_heads
-    return (
-        config.head_dim % _LANES == 0
-        and num_heads <= MAX_HEADS
-        and num_heads // config.num_key_value_heads <= MAX_GROUP
-    )
+    width = config.num_attention_heads * config.head_dim
+    return config.head_dim % _LANES == 0 and width <= MAX_ATTENTION_WIDTH
 
 
 def _compile(compiler: str, source: Path, directory: Path) -> None:
@@ -248,8 +245,10 @@ class CPUKernels(Ops):
             query: [T, Hq, D], each token's heads side by side; the result takes its place.
             kv_cache: [2, num_blocks, block_size, Hkv, D], each half contiguous.
             block_tables: [requests, blocks of the longest], int64.
-            owners: [T], int64: whose each token is, a row of `block_tables`.
-            positions: [T], int64: it sees its request's keys up to this one.
+            owners: [T], int64: whose each token is, a row of `block_tables`. A request's tokens
+                lie together.
+            positions: [T], int64: it sees its request's keys up to this one. They rise within a
+                request.
         """
         num_tokens, num_heads, head_dim = query.shape
         keys = kv_cache.data_ptr()

@@ -27,7 +27,7 @@ from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import Ops
 from minivllm.models.safetensors_file import release
 
-CPU_ROWS = 512
+CPU_ROWS = 256
 """Tokens that go through a layer at a time on a CPU: enough for a matrix product at full speed, and
 few enough that what lies between two products stays small."""
 
@@ -60,7 +60,7 @@ class LlamaModel:
         max_model_len: longest sequence: positions that RoPE is tabulated for.
         block_size: of the KV cache.
         batch_invariant: a token's logits do not depend, by a single bit, on the batch it is in.
-        attention_backend: "auto", "sdpa" or "triton" (see `attention_class`).
+        attention_backend: "auto" or one to insist on (see `attention_class`).
 
     Raises:
         ValueError: on a missing tensor or one of the wrong shape.
