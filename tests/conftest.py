@@ -82,17 +82,22 @@ def newest_source() -> float:
 
 @pytest.fixture(scope="session")
 def site() -> Path:
-    """The built site's folder; builds it if it is missing or older than its sources."""
+    """The built site's folder; builds it if it is missing or older than its sources.
+
+    One of pytest's workers builds, the others wait for it.
+    """
+    from minivllm.models.weight_cache import _lock
+
     stamp = SITE / ".built"
-    if not stamp.exists() or stamp.stat().st_mtime < newest_source():
-        build = "from jupyter_book.cli.main import main; main()"
-        command = [sys.executable, "-c", build, "build", str(ROOT)]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
-        )
-        assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
-        assert stamp.exists(), f"the build wrote no site:\n{done.stdout}\n{done.stderr}"
+    with _lock(ROOT / "_build" / "site"):
+        if not stamp.exists() or stamp.stat().st_mtime < newest_source():
+            build = "from jupyter_book.cli.main import main; main()"
+            command = [sys.executable, "-c", build, "build", str(ROOT)]
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+            env = {**os.environ, "PATH": path}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+            assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
+            assert stamp.exists(), f"the build wrote no site:\n{done.stdout}\n{done.stderr}"
     return SITE
 
 

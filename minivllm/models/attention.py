@@ -387,7 +387,7 @@ def attention_class(
     if backend == "cpu" and not kernel_fits:
         raise ValueError(
             "attention_backend='cpu' takes float32 and heads of a width that 8 divides, together "
-            f"at most {MAX_ATTENTION_WIDTH:,} wide; leave attention_backend at 'auto' for this model"
+            f"at most {MAX_ATTENTION_WIDTH:,} wide; for this model leave it at 'auto'"
         )
     has_triton = importlib.util.find_spec("triton") is not None
     if backend == "triton" and not has_triton:
