@@ -152,7 +152,7 @@ def reference_paged_attention(
 
 
 class PagedAttention:
-    """The fast one. Copies the pages a query needs side by side, then lets SDPA do the rest.
+    """By PyTorch: copies the pages a query needs side by side, then lets SDPA do the rest.
 
     Decoding requests are handled in groups of similar length, so that one call serves many and
     little is padded; a prefill chunk is long enough to be worth a call of its own. The heads
