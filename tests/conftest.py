@@ -86,10 +86,10 @@ def site() -> Path:
 
     One of pytest's workers builds, the others wait for it.
     """
-    from minivllm.models.weight_cache import _lock
+    from minivllm.models.weight_cache import lock
 
     stamp = SITE / ".built"
-    with _lock(ROOT / "_build" / "site"):
+    with lock(ROOT / "_build" / "site"):
         if not stamp.exists() or stamp.stat().st_mtime < newest_source():
             build = "from jupyter_book.cli.main import main; main()"
             command = [sys.executable, "-c", build, "build", str(ROOT)]

@@ -171,7 +171,8 @@ class PagedAttention:
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Work out groups, indices and masks, for all layers. Single-token requests come first."""
         metadata.decode_groups, metadata.prefill_chunks = [], []
-        first = self._prepare_decodes(metadata)
+        self._prepare_decodes(metadata)
+        first = metadata.num_decodes
         row = int(metadata.query_lens[:first].sum())
         for query_len, context_len, table in zip(
             metadata.query_lens[first:].tolist(),
@@ -208,8 +209,8 @@ class PagedAttention:
             self._mask = infinities.triu_(width - CHUNK_ROWS + 1)
         return self._mask[CHUNK_ROWS - query_len :, width - context_len :]
 
-    def _prepare_decodes(self, metadata: AttentionMetadata) -> int:
-        """What `_decode` needs, and how many requests, from the first, it will do."""
+    def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
+        """What `_decode` needs."""
         lens = metadata.context_lens[: metadata.num_decodes]
         num_blocks = -(-lens // self.block_size)
         start = 0
@@ -225,7 +226,6 @@ class PagedAttention:
                 )
             )
             start = end
-        return metadata.num_decodes
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float

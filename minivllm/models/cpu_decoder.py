@@ -39,9 +39,7 @@ class CPUDecoder:
         self.kv_caches = kv_caches
         pointers = [getattr(layer, name).data_ptr() for layer in model.layers for name in _WEIGHTS]
         self._layers = (ctypes.c_void_p * len(pointers))(*pointers)
-        config = model.config
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        self._width = config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
+        self._width = model.config.hidden_size + model.qkv_size + model.gate_up_size
 
     def run(
         self,

@@ -7,8 +7,8 @@
  * `minivllm/models/cpu_kernels.py` compiles them on first use and calls them.
  *
  * Arrays are row-major; where rows do not lie one after the other, a stride says how far apart they
- * begin. Widths are multiples of 8. Each result is summed in one fixed order, whatever the number of
- * rows or threads: the same row gives the same bits in any batch.
+ * begin. Widths are multiples of 8, those of `linear`'s results of 16. Each result is summed in one
+ * fixed order, whatever the number of rows or threads: the same row gives the same bits in any batch.
  */
 #include <math.h>
 #include <stdint.h>

@@ -97,8 +97,8 @@ class LlamaModel:
         self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        self._qkv_size, self._gate_up_size = heads * config.head_dim, 2 * config.intermediate_size
-        self._widest_piece = CPU_ROWS * max(self._qkv_size, self._gate_up_size)
+        self.qkv_size, self.gate_up_size = heads * config.head_dim, 2 * config.intermediate_size
+        self._widest_piece = CPU_ROWS * max(self.qkv_size, self.gate_up_size)
         self._load(weights)
         self.rope = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
         if batch_invariant:
@@ -194,7 +194,7 @@ class LlamaModel:
     def _qkv(self, layer: Layer, hidden: Tensor) -> Tensor:
         """Hidden states [T, hidden] to the heads of queries, keys and values, [T, heads, D]."""
         normed = self._rms_norm(hidden, layer.input_norm)
-        room = self.scratch(len(normed), self._qkv_size)
+        room = self.scratch(len(normed), self.qkv_size)
         qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias, out=room)
         heads = qkv.view(len(qkv), -1, self.config.head_dim)
         if layer.q_norm is None or layer.k_norm is None:
@@ -208,7 +208,7 @@ class LlamaModel:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
         self.ops.add_linear(hidden, attended.flatten(1), layer.o, layer.o_bias)
         normed = self._rms_norm(hidden, layer.post_attention_norm)
-        room = self.scratch(len(normed), self._gate_up_size)
+        room = self.scratch(len(normed), self.gate_up_size)
         gate_up = self.ops.linear(normed, layer.gate_up, layer.gate_up_bias, out=room)
         activated = self.ops.silu_and_mul(gate_up)
         self.ops.add_linear(hidden, activated, layer.down, layer.down_bias)
@@ -255,7 +255,12 @@ class LlamaModel:
             return weights[name].to(dtype=self.dtype, device=self.device)
 
         def matrix(names: list[tuple[str, int]], in_features: int) -> Tensor:
-            return self.ops.pack(fuse([get(f"{name}.weight", n, in_features) for name, n in names]))
+            weight = fuse([get(f"{name}.weight", n, in_features) for name, n in names])
+            packed = self.ops.pack(weight)
+            if self.ops.pack_copies:
+                del weight
+                release(weights)  # of the file no more than a matrix lies in memory with its copy
+            return packed
 
         def vector(names: list[tuple[str, int]], suffix: str = ".weight") -> Tensor:
             # A copy: a view would keep all of a file in memory.
@@ -266,13 +271,8 @@ class LlamaModel:
         kv_size = config.num_key_value_heads * config.head_dim
         vocab = config.vocab_size
         self.norm = vector([("model.norm", hidden)])
-        if config.tie_word_embeddings:
-            self.embed = self.lm_head = matrix([("model.embed_tokens", vocab)], hidden)
-        else:
-            self.embed = get("model.embed_tokens.weight", vocab, hidden)
-            self.lm_head = matrix([("lm_head", vocab)], hidden)
-        if self.ops.pack_copies:
-            release(weights)
+        tied = config.tie_word_embeddings
+        self.lm_head = matrix([("model.embed_tokens" if tied else "lm_head", vocab)], hidden)
         self.layers = []
         for index in range(config.num_hidden_layers):
             prefix = f"model.layers.{index}."
@@ -297,8 +297,8 @@ class LlamaModel:
                     down_bias=vector(down, ".bias") if config.mlp_bias else None,
                 )
             )
-            if self.ops.pack_copies:
-                release(weights)  # of the file no more than a layer lies in memory with its copy
+        # Last: a view keeps alive what has been read of the file since it was mapped.
+        self.embed = self.lm_head if tied else get("model.embed_tokens.weight", vocab, hidden)
 
     def _rope_table(
         self, max_model_len: int, frequency_factors: Tensor | None

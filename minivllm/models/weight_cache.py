@@ -48,7 +48,7 @@ def cached(source: Path, convert: Callable[[Path, Path], None], variant: str = "
     if find_fault(entry, identity) is None:
         return entry
     try:
-        with _lock(entry) as alone:
+        with lock(entry) as alone:
             if find_fault(entry, identity) is None:
                 return entry  # another process was faster
             if alone:
@@ -143,7 +143,7 @@ def _replace(temporary: Path, entry: Path, identity: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(entry: Path) -> Iterator[bool]:
+def lock(entry: Path) -> Iterator[bool]:
     """Hold the entry's lock; the system releases it if the process dies.
 
     Yields False where there are no such locks: then two processes may convert at once, and the
