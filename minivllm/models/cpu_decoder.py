@@ -83,7 +83,7 @@ class CPUDecoder:
 def can_decode(model: LlamaModel) -> bool:
     """Whether `decode` in C is made for a model: packed matrices, no biases, no norms of heads."""
     config = model.config
-    extras = ("qkv_bias", "q_norm", "k_norm", "o_bias", "gate_up_bias", "down_bias")
+    extras = ("qkv_bias", "head_norms", "o_bias", "gate_up_bias", "down_bias")
     return (
         isinstance(model.ops, CPUKernels)
         and isinstance(model.attention, CPUPagedAttention)

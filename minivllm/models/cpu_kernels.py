@@ -27,7 +27,7 @@ from torch import Tensor
 
 from minivllm.models.config import ModelConfig
 from minivllm.models.memory import lazy_zeros
-from minivllm.models.ops import Ops
+from minivllm.models.ops import HeadNorms, Ops
 from minivllm.models.weight_cache import cached
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -209,7 +209,10 @@ class CPUKernels(Ops):
         positions: Tensor,
         kv_cache: Tensor,
         slot_mapping: Tensor,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
+        if head_norms:
+            qkv = self.norm_heads(qkv, num_heads, kv_cache.shape[3], head_norms)
         rows, _, head_dim = qkv.shape
         if not qkv.is_contiguous() or head_dim % (2 * _LANES):
             return super().rotate_and_store(qkv, num_heads, rope, positions, kv_cache, slot_mapping)

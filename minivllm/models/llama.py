@@ -19,12 +19,13 @@ from torch import Tensor
 from minivllm.models.attention import (
     QUERY_TILE,
     AttentionMetadata,
+    GraphAttention,
     attention_class,
 )
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros
-from minivllm.models.ops import Ops
+from minivllm.models.ops import HeadNorms, Ops
 from minivllm.models.safetensors_file import release
 
 CPU_ROWS = 256
@@ -40,8 +41,7 @@ class Layer:
     input_norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    head_norms: HeadNorms | None
     o: Tensor
     o_bias: Tensor | None
     post_attention_norm: Tensor
@@ -90,11 +90,15 @@ class LlamaModel:
             batch_invariant,
             kernel_fits=dtype == torch.float32 and can_attend(config),
         )
+        self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.ops = Ops()
-        if device == "cpu" and dtype == torch.float32 and not batch_invariant:
+        if isinstance(self.attention, GraphAttention):  # Triton's: it can be had, then
+            from minivllm.models.gpu_kernels import GPUKernels
+
+            self.ops = GPUKernels()
+        elif device == "cpu" and dtype == torch.float32 and not batch_invariant:
             self.ops = load_kernels() or self.ops
         self._kept = torch.empty(0) if isinstance(self.ops, CPUKernels) else None
-        self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
         self.scale = config.head_dim**-0.5
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
         self.qkv_size, self.gate_up_size = heads * config.head_dim, 2 * config.intermediate_size
@@ -149,6 +153,7 @@ class LlamaModel:
                 positions,
                 kv_cache,
                 slots,
+                layer.head_norms,
             )
 
         # All keys are written before any is read: a request may share a block with one that
@@ -196,13 +201,7 @@ class LlamaModel:
         normed = self._rms_norm(hidden, layer.input_norm)
         room = self.scratch(len(normed), self.qkv_size)
         qkv = self.ops.linear(normed, layer.qkv, layer.qkv_bias, out=room)
-        heads = qkv.view(len(qkv), -1, self.config.head_dim)
-        if layer.q_norm is None or layer.k_norm is None:
-            return heads
-        num_heads, num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-        normed_heads = (self._rms_norm(query, layer.q_norm), self._rms_norm(key, layer.k_norm))
-        return torch.cat((*normed_heads, value), dim=1)
+        return qkv.view(len(qkv), -1, self.config.head_dim)
 
     def _mlp(self, layer: Layer, hidden: Tensor, attended: Tensor) -> None:
         """The rest of a layer: output projection and MLP, each added to the residual stream."""
@@ -286,8 +285,13 @@ class LlamaModel:
                     input_norm=vector([(prefix + "input_layernorm", hidden)]),
                     qkv=matrix(qkv, hidden),
                     qkv_bias=vector(qkv, ".bias") if config.qkv_bias else None,
-                    q_norm=vector([(attn + "q_norm", config.head_dim)]) if config.qk_norm else None,
-                    k_norm=vector([(attn + "k_norm", config.head_dim)]) if config.qk_norm else None,
+                    head_norms=HeadNorms(
+                        vector([(attn + "q_norm", config.head_dim)]),
+                        vector([(attn + "k_norm", config.head_dim)]),
+                        config.rms_norm_eps,
+                    )
+                    if config.qk_norm
+                    else None,
                     o=matrix(o, q_size),
                     o_bias=vector(o, ".bias") if config.o_bias else None,
                     post_attention_norm=vector([(prefix + "post_attention_layernorm", hidden)]),

@@ -1,4 +1,4 @@
-"""Memory of a CPU that is not taken before it is used."""
+"""Memory of a CPU: not taken before it is used, and copied to a GPU without waiting for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,3 +27,15 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tenso
     else:
         memory = mmap.mmap(-1, size)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def to_device(values: np.ndarray, device: str) -> Tensor:
+    """An array as a tensor on a device.
+
+    A GPU copies it when it gets there, after what it still has to do; the CPU goes on. So it is
+    read from memory that the operating system cannot move meanwhile ("pinned").
+    """
+    tensor = torch.from_numpy(values)
+    if device == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

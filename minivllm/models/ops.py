@@ -1,13 +1,24 @@
 """The operators of a decoder layer, by PyTorch: on any device, in any dtype.
 
-`cpu_kernels` has the same ones in C, for float32 on a CPU. Attention is in `attention`.
+`cpu_kernels` has the same ones in C, for float32 on a CPU, `gpu_kernels` in Triton. Attention is in
+`attention`.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class HeadNorms(NamedTuple):
+    """Qwen3's norms of each query's and each key's head: their weights, [D]."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
 
 
 class Ops:
@@ -59,6 +70,7 @@ class Ops:
         positions: Tensor,
         kv_cache: Tensor,
         slot_mapping: Tensor,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
         """Turn queries and keys by their positions, and put keys and values into the cache.
 
@@ -72,11 +84,14 @@ class Ops:
             positions: [T] of each token in its sequence.
             kv_cache: [2, num_blocks, block_size, Hkv, D].
             slot_mapping: [T] where each token's keys and values go.
+            head_norms: what to do to queries and keys first.
 
         Returns:
             The queries, [T, Hq, D].
         """
         num_kv_heads = kv_cache.shape[3]
+        if head_norms:
+            qkv = self.norm_heads(qkv, num_heads, num_kv_heads, head_norms)
         query_key, value = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
         cos, sin = (table[positions].unsqueeze(1) for table in rope)
         half = qkv.shape[-1] // 2
@@ -84,6 +99,14 @@ class Ops:
         query, key = turned.split((num_heads, num_kv_heads), dim=1)
         write_kv_cache(key, value, kv_cache, slot_mapping)
         return query
+
+    def norm_heads(
+        self, qkv: Tensor, num_heads: int, num_kv_heads: int, norms: HeadNorms
+    ) -> Tensor:
+        """`qkv` [T, Hq + 2 · Hkv, D] with the heads of queries and keys normed."""
+        query, key, value = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        query = self.rms_norm(query, norms.query, norms.eps)
+        return torch.cat((query, self.rms_norm(key, norms.key, norms.eps), value), dim=1)
 
 
 def write_kv_cache(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:

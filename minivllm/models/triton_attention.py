@@ -21,11 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from minivllm.models.attention import AttentionMetadata
+from minivllm.models.memory import to_device
 
-PREFILL_TILE = 16
+PREFILL_TILE = 32
 """Query tokens in one program's tile, for requests with more than one; a decode has one."""
-KEYS = 64
-"""Keys that a program looks at in one turn of its loop."""
+PREFILL_KEYS = 32
+DECODE_KEYS = 128
+"""Keys that a program looks at in one turn of its loop: a decode's is short of work, and long of
+waiting for the cache. Chosen on an H100, as are the others here."""
 MIN_ROWS = 16
 """Fewest rows that a GPU's matrix unit takes."""
 
@@ -101,6 +104,7 @@ class Launch:
     """One launch of the kernel: tiles of one size. All tensors are int32, [tiles]."""
 
     tile_tokens: int
+    num_keys: int
     request: Tensor
     row: Tensor
     position: Tensor
@@ -133,7 +137,10 @@ class TritonPagedAttention:
         lens, first = metadata.query_lens, metadata.context_lens - metadata.query_lens
         rows = np.cumsum(lens) - lens
         self._launches = []
-        for size, chosen in ((1, lens == 1), (PREFILL_TILE, lens > 1)):
+        for size, num_keys, chosen in (
+            (1, DECODE_KEYS, lens == 1),
+            (PREFILL_TILE, PREFILL_KEYS, lens > 1),
+        ):
             # Tiles are numbered through; each lies some tiles into its request.
             tiles = -(-lens[chosen] // size)
             request = np.flatnonzero(chosen).repeat(tiles)
@@ -141,13 +148,14 @@ class TritonPagedAttention:
             if len(request):
                 length = np.minimum(lens[request] - into, size)
                 columns = (request, rows[request] + into, first[request] + into, length)
-                self._launches.append(Launch(size, *(self._indices(column) for column in columns)))
+                indices = (self._indices(column) for column in columns)
+                self._launches.append(Launch(size, num_keys, *indices))
 
     def prepare_decodes(self, block_tables: Tensor, positions: Tensor) -> None:
         """As `GraphAttention` says."""
         rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
         self._tables = block_tables
-        self._launches = [Launch(1, rows, rows, positions, torch.ones_like(rows))]
+        self._launches = [Launch(1, DECODE_KEYS, rows, rows, positions, torch.ones_like(rows))]
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
@@ -158,6 +166,7 @@ class TritonPagedAttention:
         _, num_heads, head_dim = query.shape
         for launch in self._launches:
             num_rows = launch.tile_tokens * (num_heads // self.num_kv_heads)
+            num_rows = max(MIN_ROWS, triton.next_power_of_2(num_rows))
             paged_attention_kernel[(len(launch.row), self.num_kv_heads)](
                 output,
                 query,
@@ -175,10 +184,11 @@ class TritonPagedAttention:
                 head_dim=head_dim,
                 padded_dim=triton.next_power_of_2(head_dim),
                 block_size=self.block_size,
-                num_rows=max(MIN_ROWS, triton.next_power_of_2(num_rows)),
-                num_keys=KEYS,
+                num_rows=num_rows,
+                num_keys=launch.num_keys,
+                num_warps=4 if num_rows <= 64 else 8,
             )
         return output
 
     def _indices(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.int32)).to(self.device, non_blocking=True)
+        return to_device(values.astype(np.int32), self.device)
