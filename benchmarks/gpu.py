@@ -4,7 +4,8 @@
 
 The model is shaped like Qwen3-0.6B and has random weights in bfloat16: speed does not depend on
 what they are. Engines run one after the other, each in a process of its own, because each wants the
-GPU's memory. The result goes into the "gpu" part of the benchmark's JSON. Without CUDA it says so.
+GPU's memory. Each round has other prompts: nano-vllm's prefix cache cannot be switched off. The
+result goes into the "gpu" part of the benchmark's JSON. Without CUDA it says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import random
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ ENGINES = (
     Engine(
         "vllm", "vLLM", "vllm", "vllm", ("vllm",), "vllm",
         options={"enforce_eager": False},
-        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"},
+        environment={"VLLM_NO_USAGE_STATS": "1"},
     ),
     Engine(
         "nano-vllm", "nano-vllm", "nano-vllm", "nanovllm", ("nano-vllm",),
@@ -127,11 +128,10 @@ def write_model(directory: Path, config: dict[str, Any] = QWEN3_06B) -> Path:
 
 
 def measure_engine(
-    engine: Engine, place: Place, options: dict[str, Any], requests: Sequence[Request],
+    engine: Engine, place: Place, options: dict[str, Any], size: Size,
     rounds: int, timeout: float, logs: Path, say: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], str | None]:  # fmt: skip
     """Its rounds, and what went wrong if something did."""
-    plain = as_json(requests)
     done: list[dict[str, Any]] = []
     worker = Worker(
         f"gpu-{engine.name}",
@@ -141,8 +141,10 @@ def measure_engine(
     )
     try:
         worker.ask(timeout, do="load", kind=engine.kind, options={**options, **engine.options})
-        worker.ask(timeout, do="run", requests=plain[: max(1, len(plain) // 8)])
+        warm_up = replace(size, requests=max(1, size.requests // 8))
+        worker.ask(timeout, do="run", requests=as_json(make_requests(warm_up, seed=rounds)))
         for number in range(rounds):
+            plain = as_json(make_requests(size, seed=number))
             result = worker.ask(timeout, do="run", requests=plain)
             done.append(summary.digest(plain, result))
             speed = done[-1]["output_tokens_per_s"]
@@ -164,7 +166,7 @@ def measure(
 
     from minivllm.models.loader import load_model
 
-    requests = make_requests(size)
+    requests = make_requests(size)  # of the first round
     shape = load_model(model).config
     options = {
         "model": str(model),
@@ -190,7 +192,7 @@ def measure(
             continue
         row["version"] = place.versions.get(engine.module)
         row["rounds"], row["problem"] = measure_engine(
-            engine, place, options, requests, rounds, timeout, logs, say
+            engine, place, options, size, rounds, timeout, logs, say
         )
         ours = [one["output_tokens_per_s"] for one in rows["minivllm"]["rounds"]]
         theirs = [one["output_tokens_per_s"] for one in row["rounds"]]

@@ -51,6 +51,7 @@ def test_the_kernel_is_the_reference(seed, block_size, num_heads, num_kv_heads, 
     scale = head_dim**-0.5
     expected = reference_paged_attention(query, cache, metadata, scale)
     kernel = TritonPagedAttention(block_size, num_kv_heads, torch.float32, DEVICE)
+    kernel.multiprocessors = (2, 10, 132)[seed % 3]  # the more, the more a decode is split
     kernel.prepare(metadata)
     got = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, scale)
     torch.testing.assert_close(got.cpu(), expected)
@@ -207,6 +208,20 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
     assert sizes == {1, 2, 3, 4}  # three are padded to four
 
 
+def test_splits_of_keys():
+    """Never more than asked for, one for many requests, and enough to be busy with one."""
+    from minivllm.models.triton_attention import MAX_SPLITS, PROGRAMS, num_splits
+
+    assert num_splits(1, 8, 132) == MAX_SPLITS
+    assert num_splits(0, 8, 132) == MAX_SPLITS
+    assert num_splits(1000, 8, 132) == 1
+    for decodes in range(1, 300):
+        splits = num_splits(decodes, 8, 132)
+        assert splits in (1, 2, 4, 8, 16, 32)
+        assert splits == 1 or decodes * 8 * splits <= PROGRAMS * 132
+        assert splits == MAX_SPLITS or 2 * splits * decodes * 8 > PROGRAMS * 132
+
+
 @pytest.mark.parametrize("most", [1, 3, 8, 17, 256, 1000])
 def test_sizes_of_graphs(most):
     from minivllm.models.cuda_graphs import MAX_BATCH_SIZE, graph_batch_sizes
@@ -255,17 +270,22 @@ from triton.compiler import ASTSource
 from minivllm.models import gpu_kernels, triton_attention
 
 TYPES = {"width": "i32", "inner": "i32", "table_width": "i32", "eps": "fp32", "scale": "fp32",
-         "positions": "*i64", "slot_mapping": "*i64", "block_tables": "*i32"}
+         "sums": "*fp32", "parts": "*fp32", "positions": "*i64", "slot_mapping": "*i64",
+         "block_tables": "*i32"}
 HEADS = {"num_heads": 16, "num_kv_heads": 8}
-DIMS = {"head_dim": 128, "padded_dim": 128, "block_size": 16}
+TILE = {**HEADS, "head_dim": 128, "padded_dim": 128, "block_size": 16, "num_rows": 16,
+        "num_keys": 128, "num_splits": 1}
 ROTATE = {**HEADS, "half": 64, "padded_half": 64}
 for kernel, constants in (
     (gpu_kernels.rms_norm_kernel, {"padded_width": 1024}),
     (gpu_kernels.silu_and_mul_kernel, {"num_columns": 1024}),
     (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": True}),
     (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": False}),
-    (triton_attention.paged_attention_kernel, {**HEADS, **DIMS, "num_rows": 16, "num_keys": 128}),
-    (triton_attention.paged_attention_kernel, {**HEADS, **DIMS, "num_rows": 64, "num_keys": 32}),
+    (triton_attention.paged_attention_kernel, {**TILE, "num_rows": 64, "num_keys": 32}),
+    (triton_attention.paged_attention_kernel, {**TILE, "num_splits": 8}),
+    (triton_attention.join_splits_kernel, {
+        "num_heads": 16, "head_dim": 128, "padded_dim": 128, "num_splits": 8
+    }),
 ):
     for dtype in ("*bf16", "*fp32"):
         signature = {
@@ -287,4 +307,4 @@ def test_the_kernels_compile_for_a_gpu():
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 14

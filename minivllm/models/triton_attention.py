@@ -29,13 +29,17 @@ PREFILL_KEYS = 32
 DECODE_KEYS = 128
 """Keys that a program looks at in one turn of its loop: a decode's is short of work, and long of
 waiting for the cache. Chosen on an H100, as are the others here."""
+PROGRAMS = 8
+"""For each multiprocessor of the GPU, if a decode's keys can be split for it."""
+MAX_SPLITS = 32
 MIN_ROWS = 16
 """Fewest rows that a GPU's matrix unit takes."""
 
 
 @triton.jit
 def paged_attention_kernel(  # type: ignore[no-untyped-def]  # Triton reads the types at launch
-    output,  # [T, Hq, D]
+    output,  # [T, Hq, D]; if split: [tiles, Hq, num_splits, D], float32
+    sums,  # if split: [tiles, Hq, num_splits, 2]
     query,  # [T, Hq, D]
     keys,  # [num_blocks, block_size, Hkv, D]
     values,  # the same
@@ -53,9 +57,10 @@ def paged_attention_kernel(  # type: ignore[no-untyped-def]  # Triton reads the 
     block_size: tl.constexpr,
     num_rows: tl.constexpr,  # tokens × heads that share a key/value head, padded
     num_keys: tl.constexpr,
+    num_splits: tl.constexpr,
 ):
-    """One tile of query tokens, one key/value head."""
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    """One tile of query tokens, one key/value head; if split, of one token and some of its keys."""
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads_per_kv: tl.constexpr = num_heads // num_kv_heads
     first_position, length = tl.load(tile_position + tile), tl.load(tile_len + tile)
     table = block_tables + tl.load(tile_request + tile) * table_width
@@ -74,10 +79,13 @@ def paged_attention_kernel(  # type: ignore[no-untyped-def]  # Triton reads the 
     total = tl.zeros([num_rows], tl.float32)
     result = tl.zeros([num_rows, padded_dim], tl.float32)
     context_len = first_position + length  # keys that the last token of the tile sees
-    for start in range(0, context_len, num_keys):
+    turns = tl.cdiv(tl.cdiv(context_len, num_keys), num_splits)
+    first = split * turns * num_keys
+    end = tl.minimum(first + turns * num_keys, context_len)
+    for start in range(first, end, num_keys):
         # From a position in the sequence to a place in the cache: the block table.
         key_position = start + tl.arange(0, num_keys)
-        exists = key_position < context_len
+        exists = key_position < end
         block = tl.load(table + key_position // block_size, mask=exists, other=0)
         slot = block.to(tl.int64) * block_size + key_position % block_size
         place = (slot * num_kv_heads + kv_head)[:, None] * head_dim + dim[None, :]
@@ -96,7 +104,46 @@ def paged_attention_kernel(  # type: ignore[no-untyped-def]  # Triton reads the 
         weighted = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         result = result * shrink[:, None] + weighted
         highest = new_highest
-    tl.store(output + address, result / total[:, None], mask=is_real)
+    if num_splits == 1:
+        tl.store(output + address, result / total[:, None], mask=is_real)
+    else:
+        part = (tile * num_heads + head) * num_splits + split
+        place = part.to(tl.int64)[:, None] * head_dim + dim[None, :]
+        tl.store(output + place, result, mask=is_real)
+        tl.store(sums + part * 2, highest, mask=token < length)
+        tl.store(sums + part * 2 + 1, total, mask=token < length)
+
+
+@triton.jit
+def join_splits_kernel(  # type: ignore[no-untyped-def]
+    output,  # [T, Hq, D]
+    parts,  # [tiles, Hq, num_splits, D], as `paged_attention_kernel` left it
+    sums,  # [tiles, Hq, num_splits, 2]
+    tile_row,  # [tiles]
+    num_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    num_splits: tl.constexpr,
+):
+    """One head of one token: its splits, each with a softmax of its own, become one."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    dim, split = tl.arange(0, padded_dim), tl.arange(0, num_splits)
+    exists = dim < head_dim
+    part = (tile * num_heads + head).to(tl.int64) * num_splits + split
+    highest, total = tl.load(sums + part * 2), tl.load(sums + part * 2 + 1)
+    share = tl.exp(highest - tl.max(highest, 0))  # 0 for a split without keys
+    place = part[:, None] * head_dim + dim[None, :]
+    result = tl.load(parts + place, mask=exists[None, :], other=0.0)
+    result = tl.sum(result * share[:, None], 0) / tl.sum(total * share, 0)
+    row = (tl.load(tile_row + tile) * num_heads + head).to(tl.int64)
+    tl.store(output + row * head_dim + dim, result, mask=exists)
+
+
+def num_splits(num_decodes: int, num_kv_heads: int, multiprocessors: int) -> int:
+    """Programs that share the keys of a decode: enough for the GPU to be busy with few requests
+    (Dao et al., "Flash-Decoding", 2023). A power of two; it does not depend on the contexts."""
+    wanted = PROGRAMS * multiprocessors // max(num_decodes * num_kv_heads, 1)
+    return min(1 << max(wanted.bit_length() - 1, 0), MAX_SPLITS)
 
 
 @dataclass
@@ -105,6 +152,7 @@ class Launch:
 
     tile_tokens: int
     num_keys: int
+    num_splits: int
     request: Tensor
     row: Tensor
     position: Tensor
@@ -128,6 +176,9 @@ class TritonPagedAttention:
         self.block_size = block_size
         self.num_kv_heads = num_kv_heads
         self.device = device
+        self.multiprocessors = 2
+        if device.startswith("cuda"):
+            self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self._launches: list[Launch] = []
         self._tables = torch.empty(0, 0, dtype=torch.int32, device=device)
 
@@ -137,9 +188,9 @@ class TritonPagedAttention:
         lens, first = metadata.query_lens, metadata.context_lens - metadata.query_lens
         rows = np.cumsum(lens) - lens
         self._launches = []
-        for size, num_keys, chosen in (
-            (1, DECODE_KEYS, lens == 1),
-            (PREFILL_TILE, PREFILL_KEYS, lens > 1),
+        for size, num_keys, splits, chosen in (
+            (1, DECODE_KEYS, self._num_splits(metadata.num_decodes), lens == 1),
+            (PREFILL_TILE, PREFILL_KEYS, 1, lens > 1),
         ):
             # Tiles are numbered through; each lies some tiles into its request.
             tiles = -(-lens[chosen] // size)
@@ -149,13 +200,18 @@ class TritonPagedAttention:
                 length = np.minimum(lens[request] - into, size)
                 columns = (request, rows[request] + into, first[request] + into, length)
                 indices = (self._indices(column) for column in columns)
-                self._launches.append(Launch(size, num_keys, *indices))
+                self._launches.append(Launch(size, num_keys, splits, *indices))
 
     def prepare_decodes(self, block_tables: Tensor, positions: Tensor) -> None:
         """As `GraphAttention` says."""
         rows = torch.arange(len(positions), dtype=torch.int32, device=self.device)
         self._tables = block_tables
-        self._launches = [Launch(1, DECODE_KEYS, rows, rows, positions, torch.ones_like(rows))]
+        splits = self._num_splits(len(positions))
+        ones = torch.ones_like(rows)
+        self._launches = [Launch(1, DECODE_KEYS, splits, rows, rows, positions, ones)]
+
+    def _num_splits(self, num_decodes: int) -> int:
+        return num_splits(num_decodes, self.num_kv_heads, self.multiprocessors)
 
     def __call__(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
@@ -167,8 +223,15 @@ class TritonPagedAttention:
         for launch in self._launches:
             num_rows = launch.tile_tokens * (num_heads // self.num_kv_heads)
             num_rows = max(MIN_ROWS, triton.next_power_of_2(num_rows))
-            paged_attention_kernel[(len(launch.row), self.num_kv_heads)](
-                output,
+            num_tiles, splits = len(launch.row), launch.num_splits
+            target = sums = output
+            if splits > 1:
+                target = query.new_empty(num_tiles, num_heads, splits, head_dim, dtype=torch.float)
+                sums = query.new_empty(num_tiles, num_heads, splits, 2, dtype=torch.float)
+            dims = {"head_dim": head_dim, "padded_dim": triton.next_power_of_2(head_dim)}
+            paged_attention_kernel[(num_tiles, self.num_kv_heads, splits)](
+                target,
+                sums,
                 query,
                 kv_cache[0],
                 kv_cache[1],
@@ -181,13 +244,18 @@ class TritonPagedAttention:
                 scale,
                 num_heads=num_heads,
                 num_kv_heads=self.num_kv_heads,
-                head_dim=head_dim,
-                padded_dim=triton.next_power_of_2(head_dim),
+                **dims,
                 block_size=self.block_size,
                 num_rows=num_rows,
                 num_keys=launch.num_keys,
+                num_splits=splits,
                 num_warps=4 if num_rows <= 64 else 8,
             )
+            if splits > 1:
+                join_splits_kernel[(num_tiles, num_heads)](
+                    output, target, sums, launch.row,
+                    num_heads=num_heads, **dims, num_splits=splits,
+                )  # fmt: skip
         return output
 
     def _indices(self, values: np.ndarray) -> Tensor:
