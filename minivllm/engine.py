@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from minivllm.core.async_scheduler import AsyncScheduler
 from minivllm.core.config import SchedulerConfig, check_int
 from minivllm.core.kv_cache_manager import cdiv, check_enough_kv_cache_memory
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
@@ -60,6 +62,35 @@ class RequestState:
         )
 
 
+@dataclass
+class StepInFlight:
+    """A step that the device has been given. Its tokens come by themselves."""
+
+    plan: SchedulerOutput
+    request_ids: list[str]
+    """Of the requests that get a token."""
+    token_ids: Tensor
+    """Theirs, on the CPU, once `arrived`."""
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, plan: SchedulerOutput, request_ids: list[str], token_ids: Tensor) -> StepInFlight:
+        """Have the tokens copied as soon as they are there."""
+        if token_ids.device.type == "cpu":
+            return cls(plan, request_ids, token_ids, None)
+        here = torch.empty(len(token_ids), dtype=torch.long, pin_memory=True)
+        here.copy_(token_ids, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(plan, request_ids, here, arrived)
+
+    def wait(self) -> dict[str, int]:
+        """Token id by request id."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.request_ids, self.token_ids.tolist(), strict=True))
+
+
 class LLMEngine:
     """A model, a scheduler, and the requests between them.
 
@@ -81,6 +112,8 @@ class LLMEngine:
             device's own kernel where it can be had.
         enforce_eager: run each operator by itself in every step; by default a decode step is one
             call, of a CUDA graph on a GPU with Triton, of C on a CPU with our kernels.
+        async_scheduling: plan and launch a step while the one before it runs (see
+            `AsyncScheduler`). Default: on a GPU, unless steps are recorded.
         record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
         scheduling: the other knobs of `SchedulerConfig`.
 
@@ -107,6 +140,7 @@ class LLMEngine:
         batch_invariant: bool = False,
         attention_backend: str = "auto",
         enforce_eager: bool = False,
+        async_scheduling: bool | None = None,
         record: bool | Literal["eager"] = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
@@ -157,12 +191,17 @@ class LLMEngine:
             check_enough_kv_cache_memory(num_gpu_blocks, block_size, max_model_len)
             config = replace(config, num_gpu_blocks=num_gpu_blocks)
         self.runner = ModelRunner(self.model, config, enforce_eager=enforce_eager)
-        self.scheduler = Scheduler(config, record=record, clock=clock)
+        if async_scheduling is None:
+            async_scheduling = self.device.startswith("cuda") and not record
+        self.async_scheduling = async_scheduling
+        make_scheduler = AsyncScheduler if async_scheduling else Scheduler
+        self.scheduler = make_scheduler(config, record=record, clock=clock)
         self.sampler = Sampler(seed)
         self._states: dict[str, RequestState] = {}
         self._parents: dict[str, tuple[RequestState, int]] = {}
         """Request id in the scheduler -> whose it is, and which of its `n` outputs."""
         self._refused: list[RequestState] = []
+        self._in_flight: StepInFlight | None = None
 
     # --- requests come in -----------------------------------------------------------------
 
@@ -277,6 +316,7 @@ class LLMEngine:
         fill. If the model did not write them, nobody may find them in the prefix cache.
         """
         self.abort_request(list(self._states))
+        self._in_flight = None
         self.scheduler.kv_cache_manager.block_pool.reset_prefix_cache()
         self.runner.forget_requests()
 
@@ -292,10 +332,32 @@ class LLMEngine:
 
     def step(self) -> list[RequestOutput]:
         """Give every scheduled request its next tokens; return the requests that changed."""
+        if self.async_scheduling:
+            return self._step_ahead()
         plan = self.scheduler.schedule()
         requests, logits = self.runner.execute(plan)
         token_ids = self.sampler.sample(requests, logits)
         return self._update(plan, token_ids)
+
+    def _step_ahead(self) -> list[RequestOutput]:
+        """As `step`, with the next step launched before this one's tokens are waited for."""
+        step, self._in_flight = self._in_flight, None
+        if step is None or not step.plan.num_scheduled_tokens:  # all its requests are gone
+            step = self._launch()
+        if step.plan.num_scheduled_tokens:
+            ahead = self._launch()
+            if ahead.plan.num_scheduled_tokens:
+                self._in_flight = ahead
+        return self._update(step.plan, step.wait())
+
+    def _launch(self) -> StepInFlight:
+        """Plan a step and give it to the device."""
+        plan = self.scheduler.schedule()
+        requests, logits = self.runner.execute(plan)
+        token_ids = self.sampler.sample_on_device(requests, logits)
+        if requests:
+            self.runner.keep_tokens(requests, token_ids)
+        return StepInFlight.of(plan, [request.request_id for request in requests], token_ids)
 
     def _update(self, plan: SchedulerOutput, token_ids: Mapping[str, int]) -> list[RequestOutput]:
         """Tell the scheduler, turn tokens into text, end requests that met a stop string."""

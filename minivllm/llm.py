@@ -26,7 +26,7 @@ _RENAMED = {
 _MUST_BE_ONE = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 _WITHOUT_EFFECT = frozenset({
-    "async_scheduling", "attention_config", "code_revision",
+    "attention_config", "code_revision",
     "compilation_config", "config_format", "cpu_offload_gb", "cudagraph_capture_sizes",
     "disable_cascade_attn", "disable_custom_all_reduce", "disable_hybrid_kv_cache_manager",
     "disable_log_stats", "distributed_executor_backend", "download_dir",
@@ -42,7 +42,8 @@ _KNOBS = frozenset({
     "enable_prefix_caching", "enable_chunked_prefill", "reserve_full_prompt", "preemption_mode",
     "victim", "admission_control", "num_gpu_blocks", "num_cpu_blocks", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "swap_space", "block_size", "max_model_len", "dtype", "seed",
-    "device", "batch_invariant", "attention_backend", "enforce_eager", "record", "clock",
+    "device", "batch_invariant", "attention_backend", "enforce_eager", "async_scheduling",
+    "record", "clock",
 })  # fmt: skip
 
 

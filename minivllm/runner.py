@@ -16,6 +16,7 @@ from minivllm.core.request import Request
 from minivllm.models.attention import AttentionMetadata, GraphAttention, token_positions
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
+from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 from minivllm.models.memory import lazy_zeros, to_device
 
@@ -35,7 +36,8 @@ class Decoder(Protocol):
         """Compute a step.
 
         Args:
-            token_ids: [requests] of each request's one token; `positions` and `slot_mapping` alike.
+            token_ids: [requests] of each request's one token, or a stand-in of `LateTokens`;
+                `positions` and `slot_mapping` alike.
             block_tables: [requests, blocks of the longest].
 
         Returns:
@@ -80,18 +82,20 @@ class ModelRunner:
         )
         if num_cpu_blocks and model.device != "cpu":
             self.cpu_kv_caches = self.cpu_kv_caches.pin_memory()
+        self.late_tokens = LateTokens(config.max_num_seqs, model.device)
         self.decoder = None if enforce_eager else self._make_decoder(config)
 
     @torch.inference_mode()
     def _make_decoder(self, config: SchedulerConfig) -> Decoder | None:
         """The device's own, if it has one for this model."""
         if can_decode(self.model):
-            return CPUDecoder(self.model, self.kv_caches)
+            return CPUDecoder(self.model, self.kv_caches, self.late_tokens)
         if not isinstance(self.model.attention, GraphAttention):
             return None
         return DecodeGraphs(
             self.model,
             self.kv_caches,
+            self.late_tokens,
             config.max_num_seqs,
             max_blocks=self.block_tables.shape[1],
             record=self.model.device.startswith("cuda"),
@@ -120,7 +124,7 @@ class ModelRunner:
         query_lens, context_lens = query_lens[order], context_lens[order]
 
         known = np.array([len(request.all_token_ids) for request in scheduled])
-        samples = context_lens == known
+        samples = context_lens >= known  # beyond: a token is on its way (async scheduling)
         token_ids, positions, slots, block_tables = self._lay_out(
             scheduled, query_lens, context_lens
         )
@@ -135,8 +139,11 @@ class ModelRunner:
             # The last layer can do without tokens that no one samples; fixed tiles need them all.
             if len(token_ids) > np.count_nonzero(samples) and not self.model.row_tile:
                 wanted = samples
+            tokens = self._tensor(token_ids)
+            if token_ids.min() < 0:
+                tokens = self.late_tokens.fill_in(tokens)
             hidden = self.model.forward(
-                self._tensor(token_ids), self._tensor(positions), self.kv_caches, metadata, wanted
+                tokens, self._tensor(positions), self.kv_caches, metadata, wanted
             )
         if wanted is None and len(hidden) > np.count_nonzero(samples):
             hidden = hidden[self._tensor((np.cumsum(query_lens) - 1)[samples])]
@@ -150,11 +157,11 @@ class ModelRunner:
         the block tables [requests, blocks of the longest]."""
         block_size = self.block_size
         token_ids: list[int] = []
-        for request, first, end in zip(
-            requests, (context_lens - query_lens).tolist(), context_lens.tolist(), strict=True
-        ):
-            token_ids += request.all_token_ids[first:end]
         rows = [self._rows[request.request_id] for request in requests]
+        starts, ends = (context_lens - query_lens).tolist(), context_lens.tolist()
+        for request, row, start, end in zip(requests, rows, starts, ends, strict=True):
+            known = request.all_token_ids[start:end]
+            token_ids += known or [LateTokens.stand_in(row)]
         # The keys they can see lie in so many blocks; a table may go on for later chunks.
         block_tables = self.block_tables[rows, : cdiv(int(context_lens.max()), block_size)]
         positions, owners = token_positions(query_lens, context_lens)
@@ -178,6 +185,10 @@ class ModelRunner:
             end = self._num_blocks[row] + len(block_ids)
             self.block_tables[row, self._num_blocks[row] : end] = block_ids
             self._num_blocks[row] = end
+
+    def keep_tokens(self, requests: Sequence[Request], token_ids: Tensor) -> None:
+        """Let the next step begin with these tokens [requests], whatever they are."""
+        self.late_tokens.keep([self._rows[r.request_id] for r in requests], token_ids)
 
     def forget_requests(self) -> None:
         """Drop every block table: no request goes on."""

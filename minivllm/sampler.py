@@ -51,7 +51,6 @@ class Sampler:
         """A seed for a request without one."""
         return self._fresh_seeds.getrandbits(63)
 
-    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> dict[str, int]:
         """Pick each request's next token.
 
@@ -62,27 +61,31 @@ class Sampler:
         Returns:
             Token id by request id.
         """
+        token_ids = self.sample_on_device(requests, logits).tolist()
+        return dict(zip((request.request_id for request in requests), token_ids, strict=True))
+
+    @torch.inference_mode()
+    def sample_on_device(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
+        """As `sample`, but without waiting for a GPU: token ids [len(requests)] where it is."""
         if not requests:
-            return {}
+            return torch.empty(0, dtype=torch.long, device=logits.device)
         for row, request in enumerate(requests):
-            if request.num_output_tokens < request.sampling_params.min_tokens:
+            if request.next_output_index < request.sampling_params.min_tokens:
                 logits[row, list(request.stop_token_ids)] = float("-inf")
         random_rows = [row for row, r in enumerate(requests) if r.sampling_params.temperature > 0.0]
         if len(random_rows) == len(requests):  # the usual case needs no copy of the logits
-            token_ids = self._draw(requests, logits)
-        else:
-            token_ids = logits.argmax(dim=-1)
-            if random_rows:
-                rows = to_device(np.array(random_rows), str(logits.device))
-                drawn = self._draw([requests[row] for row in random_rows], logits[rows])
-                token_ids[rows] = drawn
-        return dict(zip((r.request_id for r in requests), token_ids.tolist(), strict=True))
+            return self._draw(requests, logits)
+        token_ids = logits.argmax(dim=-1)
+        if random_rows:
+            rows = to_device(np.array(random_rows), str(logits.device))
+            token_ids[rows] = self._draw([requests[row] for row in random_rows], logits[rows])
+        return token_ids
 
     def _draw(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
         """A token for each row of `logits`, which are overwritten."""
         params = [request.sampling_params for request in requests]
         noise = [
-            uniform_noise(request.sampling_params.seed or 0, request.num_output_tokens)
+            uniform_noise(request.sampling_params.seed or 0, request.next_output_index)
             for request in requests
         ]
         numbers = np.array([[p.temperature for p in params], noise])

@@ -18,6 +18,7 @@ def request(request_id: str = "r", outputs: int = 0, **params: Any) -> Request:
     made = Request(request_id, [1], SamplingParams(**params), eos_token_id=[0, 3])
     for _ in range(outputs):
         made.append_output_token_id(5)
+    made.num_computed_tokens = made.num_tokens
     return made
 
 

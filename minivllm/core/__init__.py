@@ -3,6 +3,7 @@
 Read in this order: `request`, `block_pool`, `kv_cache_manager`, `request_queue`, `scheduler`.
 """
 
+from minivllm.core.async_scheduler import AsyncScheduler
 from minivllm.core.block_pool import BlockPool, FreeKVCacheBlockQueue, KVCacheBlock
 from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import KVCacheManager, check_enough_kv_cache_memory
@@ -18,6 +19,7 @@ from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy
 __all__ = [
     "SNAPSHOT_VERSION",
     "VICTIM_POLICIES",
+    "AsyncScheduler",
     "BlockPool",
     "EngineCoreOutput",
     "FCFSRequestQueue",

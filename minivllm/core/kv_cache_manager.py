@@ -129,8 +129,7 @@ class KVCacheManager:
             self.num_cached_block[request.request_id] = len(blocks)
         new_blocks = self.block_pool.get_new_blocks(num_new_blocks) if num_new_blocks > 0 else []
         blocks.extend(new_blocks)
-        if self.enable_caching:
-            self._cache_blocks(request, blocks, num_tokens // block_size)
+        self.cache_blocks(request, num_tokens)
         return new_blocks
 
     def get_num_blocks_to_allocate(
@@ -155,13 +154,19 @@ class KVCacheManager:
         num_revived = sum(block.ref_cnt == 0 for block in new_computed_blocks)
         return max(cdiv(num_tokens, block_size) - num_held_blocks, 0) + num_revived
 
-    def _cache_blocks(
-        self, request: Request, blocks: list[KVCacheBlock], num_full_blocks: int
-    ) -> None:
-        """Publish the blocks that this step fills: a neighbour in the same batch may use them."""
+    def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        """Publish the blocks that this step fills: a neighbour in the same batch may use them.
+
+        A block with a token that is not known yet (async scheduling) has to wait.
+
+        Source: vllm/v1/core/kv_cache_manager.py:544.
+        """
+        num_full_blocks = num_computed_tokens // self.block_size
         num_cached_blocks = self.num_cached_block.get(request.request_id, 0)
-        if num_cached_blocks >= num_full_blocks:
+        if not self.enable_caching or num_cached_blocks >= num_full_blocks:
             return
+        num_full_blocks = min(num_full_blocks, request.num_tokens // self.block_size)
+        blocks = self.req_to_blocks[request.request_id]
         for index in range(num_cached_blocks, num_full_blocks):
             self.block_pool.cache_full_block(blocks[index], self._block_hash(request, index))
         self.num_cached_block[request.request_id] = num_full_blocks

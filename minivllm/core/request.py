@@ -96,6 +96,8 @@ class Request:
 
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
+        self.num_output_placeholders = 0
+        """Tokens counted before they are known: async scheduling only."""
         self.num_prompt_tokens = len(self.prompt_token_ids)
         self.all_token_ids = list(self.prompt_token_ids)
         self.output_token_ids: list[int] = []
@@ -131,6 +133,11 @@ class Request:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.output_token_ids)
+
+    @property
+    def next_output_index(self) -> int:
+        """Which output token a step that has been scheduled gives. Tokens on their way count."""
+        return self.num_output_tokens + max(self.num_computed_tokens - self.num_tokens, 0)
 
     @property
     def is_finished(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minivllm.models.attention import CPUPagedAttention
 from minivllm.models.cpu_kernels import CPUKernels, is_packed
+from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 
 _WEIGHTS = ("input_norm", "qkv", "o", "post_attention_norm", "gate_up", "down")
@@ -28,15 +29,17 @@ class CPUDecoder:
     Args:
         model: one for which `can_decode` is true.
         kv_caches: the cache to read and write.
+        late_tokens: tokens that `run` may be given stand-ins for.
     """
 
     max_batch_size = 256  # more take so long that Python between the operators does not matter
 
-    def __init__(self, model: LlamaModel, kv_caches: Tensor) -> None:
+    def __init__(self, model: LlamaModel, kv_caches: Tensor, late_tokens: LateTokens) -> None:
         assert isinstance(model.ops, CPUKernels)
         self.model = model
         self.kernels = model.ops
         self.kv_caches = kv_caches
+        self.late_tokens = late_tokens
         pointers = [getattr(layer, name).data_ptr() for layer in model.layers for name in _WEIGHTS]
         self._layers = (ctypes.c_void_p * len(pointers))(*pointers)
         self._width = model.config.hidden_size + model.qkv_size + model.gate_up_size
@@ -50,7 +53,10 @@ class CPUDecoder:
     ) -> Tensor:
         """As `minivllm.runner.Decoder.run`."""
         model, config = self.model, self.model.config
-        hidden = model.ops.embed(torch.from_numpy(token_ids), model.embed)
+        tokens = torch.from_numpy(token_ids)
+        if token_ids.min() < 0:
+            tokens = self.late_tokens.fill_in(tokens)
+        hidden = model.ops.embed(tokens, model.embed)
         scratch = model.scratch(len(token_ids), self._width)
         assert scratch is not None
         # Names keep the arrays alive while C reads them.

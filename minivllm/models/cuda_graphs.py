@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minivllm.models.attention import AttentionMetadata, GraphAttention
+from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 
 MAX_BATCH_SIZE = 512
@@ -37,6 +38,7 @@ class DecodeGraphs:
     Args:
         model: on a GPU, with Triton's attention.
         kv_caches: the cache that the graphs will read and write.
+        late_tokens: tokens that `run` may be given stand-ins for.
         max_num_seqs: most requests in a step.
         max_blocks: most entries of a block table.
         record: False runs the same padded steps without graphs (for tests where there is no GPU).
@@ -46,21 +48,29 @@ class DecodeGraphs:
         self,
         model: LlamaModel,
         kv_caches: Tensor,
+        late_tokens: LateTokens,
         max_num_seqs: int,
         max_blocks: int,
         record: bool = True,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
+        self.late_tokens = late_tokens
         self.sizes = graph_batch_sizes(max_num_seqs)
         most = self.max_batch_size = self.sizes[-1]
-        # Page-locked memory on this side: the copies need not wait for the CPU.
+        # Page-locked memory on this side, to copy without waiting. Two sets: with async scheduling
+        # one is filled while the other may not have been copied yet.
         pinned = model.device.startswith("cuda")
-        self._inputs = torch.zeros(3, most, dtype=torch.long, pin_memory=pinned)
-        self._tables = torch.zeros(most, max_blocks, dtype=torch.int32, pin_memory=pinned)
-        self.inputs = self._inputs.to(model.device)
+        self._sources = [
+            (
+                torch.zeros(3, most, dtype=torch.long, pin_memory=pinned),
+                torch.zeros(most, max_blocks, dtype=torch.int32, pin_memory=pinned),
+            )
+            for _ in range(2)
+        ]
+        self.inputs = self._sources[0][0].to(model.device)
         """Token ids, positions and slots. Padding is token 0 at position 0 of the null block."""
-        self.block_tables = self._tables.to(model.device)
+        self.block_tables = self._sources[0][1].to(model.device)
         self.hidden = torch.zeros(
             most, model.config.hidden_size, dtype=model.dtype, device=model.device
         )
@@ -81,6 +91,7 @@ class DecodeGraphs:
 
     def _forward(self, size: int) -> None:
         token_ids, positions, slots = self.inputs[:, :size]
+        token_ids = self.late_tokens.fill_in(token_ids)
         assert isinstance(self.model.attention, GraphAttention)
         self.model.attention.prepare_decodes(self.block_tables[:size], positions)
         ones = np.ones(size, dtype=np.int64)
@@ -97,13 +108,15 @@ class DecodeGraphs:
         """As `minivllm.runner.Decoder.run`."""
         num_requests, width = block_tables.shape
         size = self.sizes[bisect_left(self.sizes, num_requests)]
-        inputs, tables = self._inputs.numpy(), self._tables.numpy()
+        self._sources.reverse()
+        inputs_here, tables_here = self._sources[0]
+        inputs, tables = inputs_here.numpy(), tables_here.numpy()
         inputs[:, :num_requests] = token_ids, positions, slot_mapping
         inputs[:, num_requests:size] = 0
         tables[:num_requests, :width] = block_tables
         tables[num_requests:size] = 0
-        self.inputs[:, :size].copy_(self._inputs[:, :size], non_blocking=True)
-        self.block_tables[:size].copy_(self._tables[:size], non_blocking=True)
+        self.inputs[:, :size].copy_(inputs_here[:, :size], non_blocking=True)
+        self.block_tables[:size].copy_(tables_here[:size], non_blocking=True)
         if size in self.graphs:
             self.graphs[size].replay()
         else:

@@ -1,0 +1,100 @@
+"""Async scheduling: the next step is planned while the last one still runs.
+
+A scheduler that waits for tokens leaves the GPU idle while Python plans. But of a decode it needs
+to know that there will be a token, not which. So it counts one that is under way as if it were
+known, in `num_output_placeholders`, and plans on; whoever runs the model puts the token in where it
+was sampled. A request that stops by surprise (EOS, a stop token) is computed once for nothing.
+
+vLLM: vllm/v1/core/sched/async_scheduler.py:12, and its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minivllm.core.config import SchedulerConfig
+from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.request import Request, RequestStatus
+from minivllm.core.scheduler import Scheduler
+
+
+class AsyncScheduler(Scheduler):
+    """A scheduler whose `schedule()` may be called again before `update_from_output`.
+
+    Plans are updated in the order in which they were made, and no more than two are under way: so
+    a preempted request's tokens are all known when it may be admitted again.
+
+    Raises:
+        ValueError: if a history is asked for: it shows one step after the other.
+    """
+
+    def __init__(self, config: SchedulerConfig, **options: Any) -> None:
+        if options.get("record"):
+            raise ValueError(
+                "record shows one step after the other, and async_scheduling plans a step while "
+                "another runs: set one of the two to False"
+            )
+        super().__init__(config, **options)
+        self._in_flight: dict[int, tuple[SchedulerOutput, dict[str, int]]] = {}
+        """By step: plans that wait for tokens, and each one's requests' `num_computed_tokens`."""
+
+    def _update_after_schedule(self, output: SchedulerOutput) -> None:
+        step = self.step
+        super()._update_after_schedule(output)
+        computed: dict[str, int] = {}
+        for request_id in output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            computed[request_id] = request.num_computed_tokens
+            # A token comes out of this step. If length ends the request with it, none follows.
+            if request.num_computed_tokens >= request.num_tokens and not self._is_last(request):
+                request.num_output_placeholders += 1
+        if computed:
+            self._in_flight[step] = (output, computed)
+
+    def _is_last(self, request: Request) -> bool:
+        """Whether the token of the step just planned is the last that the request may have."""
+        num_outputs = request.next_output_index + 1
+        return request.num_prompt_tokens + num_outputs >= self.config.max_model_len or (
+            request.max_tokens is not None and num_outputs >= request.max_tokens
+        )
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, sampled_token_ids: Mapping[str, int]
+    ) -> list[EngineCoreOutput]:
+        """As `Scheduler.update_from_output`; tokens of requests that are gone are passed over."""
+        _, computed = self._in_flight.pop(scheduler_output.step, (None, {}))
+        requests = [self.requests[request_id] for request_id in computed]
+        # For a moment the requests stand where this step, not a later one, has brought them.
+        now = [request.num_computed_tokens for request in requests]
+        preempted = {request for request in requests if request.status is RequestStatus.PREEMPTED}
+        for request in requests:
+            request.num_computed_tokens = computed[request.request_id]
+        outputs = super().update_from_output(scheduler_output, sampled_token_ids)
+        for request, num_computed_tokens in zip(requests, now, strict=True):
+            request.num_computed_tokens = num_computed_tokens
+            if request.is_finished:
+                request.metrics.finished_step = scheduler_output.step
+            elif request.request_id in sampled_token_ids and request.num_output_placeholders:
+                request.num_output_placeholders -= 1
+                if request not in preempted:
+                    self._cache_blocks(request)
+        # A request that was preempted meanwhile may turn out to have ended.
+        self.waiting.remove_requests({request for request in preempted if request.is_finished})
+        return outputs
+
+    def _free_request(self, request: Request) -> None:
+        if request.request_id in self.kv_cache_manager.req_to_blocks:
+            self._cache_blocks(request)
+        super()._free_request(request)
+        # Its id may be used again before the tokens under way arrive.
+        for step, (output, computed) in list(self._in_flight.items()):
+            output.num_scheduled_tokens.pop(request.request_id, None)
+            computed.pop(request.request_id, None)
+            if not computed:
+                del self._in_flight[step]
+
+    def _cache_blocks(self, request: Request) -> None:
+        """Publish blocks that had to wait for a token; its own keys come with the next step."""
+        num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
+        self.kv_cache_manager.cache_blocks(request, num_computed_tokens)
