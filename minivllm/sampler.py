@@ -8,6 +8,7 @@ no generator state to lose, so a preempted request picks up where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Sequence
 
@@ -82,7 +83,7 @@ class Sampler:
         return token_ids
 
     def _draw(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
-        """A token for each row of `logits`, which are overwritten."""
+        """A token for each row of `logits`, which may be overwritten."""
         params = [request.sampling_params for request in requests]
         noise = [
             uniform_noise(request.sampling_params.seed or 0, request.next_output_index)
@@ -90,35 +91,63 @@ class Sampler:
         ]
         numbers = np.array([[p.temperature for p in params], noise])
         temperatures, noises = to_device(numbers, str(logits.device))
-        # The largest logit becomes 0 before the division: a tiny temperature cannot overflow.
-        logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperatures.float()[:, None])
-        probs = logits.softmax(dim=-1)
+        temperatures = temperatures.float()
         for row, p in enumerate(params):
             if p.top_k > 0 or p.top_p < 1.0:
-                probs[row] = keep_likeliest(probs[row], p.top_k, p.top_p)
-        return inverse_transform(probs, noises)
+                # The largest logit becomes 0 before the division: no temperature is too small.
+                probs = ((logits[row] - logits[row].max()) / temperatures[row]).softmax(dim=-1)
+                dropped = keep_likeliest(probs, p.top_k, p.top_p) == 0
+                logits[row].masked_fill_(dropped, float("-inf"))
+        return inverse_transform(logits, temperatures, noises)
 
 
-def inverse_transform(probs: Tensor, noise: Tensor) -> Tensor:
+def inverse_transform(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
     """Of each row the first token whose cumulative probability passes the noise.
 
-    Sums of slices come first, so that the cumulative sum of one slice is enough.
+    The sums of slices are enough to find the slice, and the slice to find the token: the rows are
+    read once, and no row of probabilities is ever written.
 
     Args:
-        probs: [rows, vocab_size], not negative; they need not sum to 1.
+        logits: [rows, vocab_size].
+        temperatures: [rows], float32.
         noise: [rows], float64, in [0, 1).
 
     Returns:
-        [rows] token ids; none of probability 0.
+        [rows] token ids; none whose logit is -inf.
     """
-    whole = probs.shape[1] // SLICE * SLICE
-    parts = (probs[:, :whole].unflatten(1, (-1, SLICE)), probs[:, None, whole:])
-    sums = torch.cat([part.sum(dim=-1, dtype=torch.double) for part in parts], dim=1)
-    index, passed = _pick(sums, noise * sums.sum(dim=-1))
-    columns = index[:, None] * SLICE + torch.arange(SLICE, device=probs.device)
-    inside = columns < probs.shape[1]
-    slices = probs.gather(1, columns.clamp_max(probs.shape[1] - 1)) * inside
-    return index * SLICE + _pick(slices.double(), passed)[0]
+    if logits.is_cuda and importlib.util.find_spec("triton"):
+        from minivllm.models.gpu_kernels import slice_sums
+    else:
+        slice_sums = slice_sums_by_torch
+    highest, sums = slice_sums(logits, temperatures, SLICE)
+    top = highest.amax(dim=-1, keepdim=True)
+    weights = sums.double() * ((highest - top) / temperatures[:, None]).exp()
+    index, left = _pick(weights, noise * weights.sum(dim=-1))
+    columns = index[:, None] * SLICE + torch.arange(SLICE, device=logits.device)
+    inside = columns < logits.shape[1]
+    logits = logits.gather(1, columns.clamp_max(logits.shape[1] - 1))
+    weights = ((logits - top) / temperatures[:, None]).exp().double() * inside
+    return index * SLICE + _pick(weights, left)[0]
+
+
+def slice_sums_by_torch(logits: Tensor, temperatures: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of each slice of `size` logits the highest, and the sum of exp((logit - highest) / t).
+
+    Returns:
+        [rows, slices] both; the sum of a slice of nothing but -inf is 0.
+    """
+    whole = logits.shape[1] // size * size
+    parts = [logits[:, :whole].unflatten(1, (-1, size)), logits[:, None, whole:]]
+    parts = [part for part in parts if part.numel()]
+    highest = torch.cat([part.amax(dim=-1) for part in parts], dim=1)
+    start, sums = 0, []
+    for part in parts:
+        end = start + part.shape[1]
+        # Where all is -inf, so is the highest: any other number leaves exp(-inf) = 0.
+        base = highest[:, start:end, None].clamp_min(torch.finfo(logits.dtype).min)
+        sums.append(((part - base) / temperatures[:, None, None]).exp().sum(-1, dtype=torch.double))
+        start = end
+    return highest, torch.cat(sums, dim=1)
 
 
 def _pick(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,25 @@ def test_small_operators_are_pytorchs(width, dtype):
         torch.testing.assert_close(residual, expected.to(dtype), rtol=0.02, atol=tolerance)
 
 
+@pytest.mark.parametrize("width", [100, 1024, 3000])
+def test_sums_of_slices_are_pytorchs(width):
+    from minivllm.models.gpu_kernels import slice_sums
+    from minivllm.sampler import slice_sums_by_torch
+
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randn(6, width, generator=generator) * 4
+    logits[1, :50] = float("-inf")
+    logits[2, 1024:2048] = float("-inf")
+    logits[3] = float("-inf")
+    logits[3, width // 2] = 1e30
+    temperatures = torch.tensor([1.0, 0.6, 2.0, 1e-6, 1e-6, 0.1])
+    highest, sums = slice_sums_by_torch(logits, temperatures, 1024)
+    ours = slice_sums(logits.to(DEVICE), temperatures.to(DEVICE), 1024)
+    assert torch.equal(ours[0].cpu(), highest)
+    torch.testing.assert_close(ours[1].cpu().double(), sums, rtol=1e-5, atol=1e-6)
+    assert not sums.isnan().any()
+
+
 @pytest.mark.parametrize("norms", [False, True], ids=["plain", "head-norms"])
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 16), (6, 2, 24), (16, 8, 128)]
@@ -270,8 +289,8 @@ from triton.compiler import ASTSource
 from minivllm.models import gpu_kernels, triton_attention
 
 TYPES = {"width": "i32", "inner": "i32", "table_width": "i32", "eps": "fp32", "scale": "fp32",
-         "sums": "*fp32", "parts": "*fp32", "positions": "*i64", "slot_mapping": "*i64",
-         "block_tables": "*i32"}
+         "sums": "*fp32", "highest": "*fp32", "temperatures": "*fp32", "parts": "*fp32",
+         "positions": "*i64", "slot_mapping": "*i64", "block_tables": "*i32"}
 HEADS = {"num_heads": 16, "num_kv_heads": 8}
 TILE = {**HEADS, "head_dim": 128, "padded_dim": 128, "block_size": 16, "num_rows": 16,
         "num_keys": 128, "num_splits": 1}
@@ -279,6 +298,7 @@ ROTATE = {**HEADS, "half": 64, "padded_half": 64}
 for kernel, constants in (
     (gpu_kernels.rms_norm_kernel, {"padded_width": 1024}),
     (gpu_kernels.silu_and_mul_kernel, {"num_columns": 1024}),
+    (gpu_kernels.slice_sums_kernel, {"num_columns": 1024}),
     (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": True}),
     (gpu_kernels.rotate_and_store_kernel, {**ROTATE, "has_norms": False}),
     (triton_attention.paged_attention_kernel, {**TILE, "num_rows": 64, "num_keys": 32}),
@@ -307,4 +327,4 @@ def test_the_kernels_compile_for_a_gpu():
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == 16

@@ -104,6 +104,40 @@ def rotate_and_store_kernel(  # type: ignore[no-untyped-def]
         tl.store(there + half, right * cosine + left * sine, mask=exists)
 
 
+@triton.jit
+def slice_sums_kernel(  # type: ignore[no-untyped-def]
+    highest,  # [rows, slices], written
+    sums,  # [rows, slices], written
+    logits,  # [rows, width]
+    temperatures,  # [rows]
+    width,
+    num_columns: tl.constexpr,
+):
+    """One slice of one row."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column = part * num_columns + tl.arange(0, num_columns)
+    values = tl.load(logits + row * width + column, mask=column < width, other=float("-inf"))
+    most = tl.max(values, 0)
+    # Where all is -inf, so is the highest: any other number leaves exp(-inf) = 0.
+    base = tl.maximum(most, -3.4e38)
+    total = tl.sum(tl.exp((values - base) / tl.load(temperatures + row)), 0)
+    place = row * tl.num_programs(1) + part
+    tl.store(highest + place, most)
+    tl.store(sums + place, total)
+
+
+def slice_sums(logits: Tensor, temperatures: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """As `minivllm.sampler.slice_sums_by_torch`, reading the logits [rows, width] once."""
+    rows, width = logits.shape
+    logits = logits.contiguous()
+    highest = logits.new_empty(rows, triton.cdiv(width, size))
+    sums = torch.empty_like(highest)
+    slice_sums_kernel[(rows, highest.shape[1])](
+        highest, sums, logits, temperatures, width, num_columns=size
+    )
+    return highest, sums
+
+
 class GPUKernels(Ops):
     """`Ops` on a GPU. Sums are float32, whatever the tensors are."""
 

@@ -29,7 +29,7 @@ PREFILL_KEYS = 32
 DECODE_KEYS = 128
 """Keys that a program looks at in one turn of its loop: a decode's is short of work, and long of
 waiting for the cache. Chosen on an H100, as are the others here."""
-PROGRAMS = 8
+PROGRAMS = 2
 """For each multiprocessor of the GPU, if a decode's keys can be split for it."""
 MAX_SPLITS = 32
 MIN_ROWS = 16
