@@ -148,7 +148,7 @@ class LLMEngine:
         self.device = _resolve_device(device)
         loaded = model if isinstance(model, LoadedModel) else load_model(model, tokenizer)
         self.model_config = loaded.config
-        self.tokenizer = loaded.tokenizer
+        self._open_tokenizer = loaded.open_tokenizer
         torch_dtype = _resolve_dtype(dtype, self.device, loaded.config.dtype)
         max_model_len = self._resolve_max_model_len(max_model_len)
         check_int("block_size", block_size, 1)
@@ -319,6 +319,15 @@ class LLMEngine:
         self._in_flight = None
         self.scheduler.kv_cache_manager.block_pool.reset_prefix_cache()
         self.runner.forget_requests()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that prompts go through; read when it is first needed.
+
+        Raises:
+            ValueError: if its file is broken.
+        """
+        return self._open_tokenizer()
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do or to return."""

@@ -164,17 +164,26 @@ class Tokenizer:
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+def check_tokenizer(directory: Path) -> Path:
+    """A directory that has a tokenizer.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not (directory / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{directory} has no tokenizer.json; pass tokenizer=... with a directory that has one"
+        )
+    return directory
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
     Raises:
         ValueError: if there is none, or it cannot be read.
     """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} has no tokenizer.json; pass tokenizer=... with a directory that has one"
-        )
+    path = check_tokenizer(directory) / "tokenizer.json"
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions

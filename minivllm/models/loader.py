@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from minivllm.models.config import ModelConfig
 from minivllm.models.gguf_file import convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
-from minivllm.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
+from minivllm.tokenizer import Tokenizer, check_tokenizer, load_tokenizer, tiny_tokenizer
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
@@ -41,7 +42,12 @@ class LoadedModel:
     config: ModelConfig
     weights: Mapping[str, Tensor]
     """By Hugging Face's names; memory-mapped where they come from a file."""
-    tokenizer: Tokenizer
+    open_tokenizer: Callable[[], Tokenizer]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Read when somebody first has a text: token ids need none, and it is large."""
+        return self.open_tokenizer()
 
 
 def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> LoadedModel:
@@ -66,8 +72,9 @@ def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> L
         model_config = ModelConfig.from_hf(config, generation_config)
     except KeyError as error:
         raise ValueError(f"{directory / 'config.json'} has no {error}") from error
-    loaded_tokenizer = load_tokenizer(Path(tokenizer) if tokenizer else directory)
-    return LoadedModel(model_config, read_weights(directory), loaded_tokenizer)
+    source = check_tokenizer(Path(tokenizer) if tokenizer else directory)
+    open_tokenizer = functools.cache(functools.partial(load_tokenizer, source))
+    return LoadedModel(model_config, read_weights(directory), open_tokenizer)
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
@@ -160,7 +167,7 @@ def tiny_random_model(seed: int = 0) -> LoadedModel:
         max_position_embeddings=2048,
         eos_token_ids=(tokenizer.eos_token_id,),
     )
-    return LoadedModel(config, dict(_random_weights(config, seed)), tokenizer)
+    return LoadedModel(config, dict(_random_weights(config, seed)), lambda: tokenizer)
 
 
 def _random_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
