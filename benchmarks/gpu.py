@@ -228,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--timeout", type=float, default=600.0)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--note", help="what a reader of the page has to know of the peers")
     parser.add_argument("--publish", action="store_true", help="into the book's results too")
     options = parser.parse_args(arguments)
     import torch
@@ -246,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, "cuda", Size(options.requests), options.rounds, options.timeout,
         options.output.parent / "logs", say, interpreters(),
     )  # fmt: skip
+    result["note"] = options.note
     print("\n" + report.gpu(result))
     for path in [options.output, *([PUBLISHED] if options.publish else [])]:
         merge_gpu(path, result)

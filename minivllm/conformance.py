@@ -4,8 +4,9 @@
 
 A trace holds a configuration, requests with their arrival steps, aborts, and all that vLLM's
 unmodified scheduler did with them: who was scheduled with how many tokens in which order, who
-was preempted, both queues, every block table by block id, the free blocks, who finished. The
-exit status is 0 if every workload is identical, 1 at the first difference in any.
+was preempted, both queues, every block table by block id, the free blocks, who finished. Where its
+configuration says `async_scheduling`, each plan was made before the tokens of the last one were
+known. The exit status is 0 if every workload is identical, 1 at the first difference in any.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minivllm.core import Request, RequestStatus, SamplingParams, Scheduler, SchedulerConfig
+from minivllm.core import (
+    AsyncScheduler,
+    Request,
+    RequestStatus,
+    SamplingParams,
+    Scheduler,
+    SchedulerConfig,
+    SchedulerOutput,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ def trace_config(config: dict[str, Any]) -> SchedulerConfig:
     """
     knobs = dict(config)
     knobs["num_gpu_blocks"] = knobs.pop("num_usable_blocks")
+    knobs.pop("async_scheduling", None)
     return SchedulerConfig(admission_control=False, keep_upstream_bugs=True, **knobs)
 
 
@@ -60,7 +70,10 @@ def replay(workload: dict[str, Any], *, record: bool = False) -> Difference | No
         workload: one line of a trace file, parsed.
         record: record snapshots on the way (the decisions must not depend on it).
     """
-    scheduler = Scheduler(trace_config(workload["config"]), record=record)
+    num_ahead = int(workload["config"].get("async_scheduling", False))
+    make_scheduler = AsyncScheduler if num_ahead else Scheduler
+    scheduler = make_scheduler(trace_config(workload["config"]), record=record and not num_ahead)
+    in_flight: list[tuple[SchedulerOutput, dict[str, int]]] = []
     index_of = {spec["id"]: index for index, spec in enumerate(workload["requests"])}
     arrivals: dict[int, list[dict[str, Any]]] = {}
     for spec in workload["requests"]:
@@ -84,22 +97,28 @@ def replay(workload: dict[str, Any], *, record: bool = False) -> Difference | No
         for request_id in aborts.get(step, ()):
             scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
 
-        ours = run_step(scheduler, index_of)
+        ours = run_step(scheduler, index_of, in_flight, num_ahead)
         for name, value in ours.items():
             if value != theirs[name]:
                 return Difference(step, name, value, theirs[name])
     return None
 
 
-def run_step(scheduler: Scheduler, index_of: dict[str, int]) -> dict[str, Any]:
-    """One step of ours, in the words of the traces."""
+def run_step(
+    scheduler: Scheduler,
+    index_of: dict[str, int],
+    in_flight: list[tuple[SchedulerOutput, dict[str, int]]],
+    num_ahead: int,
+) -> dict[str, Any]:
+    """One step of ours, in the words of the traces: a plan, and an update with the tokens of this
+    one or, async, of the one before it."""
     output = scheduler.schedule()
     manager = scheduler.kv_cache_manager
     scheduled = {id_: scheduler.requests[id_] for id_ in output.num_scheduled_tokens}
     sampled = {
-        id_: sampled_token(index_of[id_], request.num_output_tokens)
+        id_: sampled_token(index_of[id_], request.next_output_index)
         for id_, request in scheduled.items()
-        if request.num_computed_tokens == request.num_tokens
+        if request.num_computed_tokens >= request.num_tokens
     }
     ours = {
         "scheduled": [[id_, tokens] for id_, tokens in output.num_scheduled_tokens.items()],
@@ -111,7 +130,10 @@ def run_step(scheduler: Scheduler, index_of: dict[str, int]) -> dict[str, Any]:
         "free_blocks": manager.block_pool.get_num_free_blocks(),
         "sampled": sampled,
     }
-    outputs = scheduler.update_from_output(output, sampled)
+    in_flight.append((output, sampled))
+    outputs = []
+    if len(in_flight) > num_ahead:
+        outputs = scheduler.update_from_output(*in_flight.pop(0))
     ours["finished"] = sorted(out.request_id for out in outputs if out.finish_reason is not None)
     return ours
 

@@ -433,7 +433,7 @@ def published() -> dict[str, Any]:
         },
         "scheduler": {"versions": {"minivllm": "0.1.0"}, "problem": None, "cases": [case]},
         "start": {"core": {"label": "import minivllm.core", **times}},
-        "gpu": {"device": "Some GPU", "model": "M", "engines": {
+        "gpu": {"device": "Some GPU", "model": "M", "note": "Mind the peers.", "engines": {
             "minivllm": {"label": "minivllm", "rounds": rounds(5000.0), "ratio": None,
                          "problem": None},
             "vllm": {"label": "vLLM", "rounds": [], "ratio": None, "problem": "not installed"},
@@ -475,6 +475,7 @@ def test_the_page_shows_what_was_measured(render: Any) -> None:
     assert figures == 4
     assert "minivllm is ahead of vLLM (× 1.20)" in text
     assert "Some GPU" in text
+    assert "Mind the peers." in text
     assert "not installed" in text
     assert "Not measured" not in text
 

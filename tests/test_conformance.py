@@ -19,6 +19,8 @@ from minivllm.core.kv_cache_manager import KVCacheManager
 TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-part.jsonl.gz"
 EDGE_TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-edge.jsonl.gz"
 """Recorded by tools/record_vllm_traces.py: tiny caches, equal arrival times, chunks of 3 tokens."""
+ASYNC_TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-async.jsonl.gz"
+"""The same with `--async`: vLLM's `AsyncScheduler`, one plan ahead."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,19 @@ def test_edge_cases_too(monkeypatch):
         lambda config: dataclasses.replace(to_the_letter(config), keep_upstream_bugs=False),
     )
     assert any(conformance.replay(workload) for workload in workloads)
+
+
+def test_plans_made_ahead_are_vllms_too():
+    workloads = list(conformance.read_traces(ASYNC_TRACES))
+    assert [conformance.replay(workload) for workload in workloads] == [None] * len(workloads)
+    assert len(workloads) == 60
+    steps = [step for workload in workloads for step in workload["steps"]]
+    assert sum(len(step["preempted"]) for step in steps) >= 500
+    assert sum(bool(workload["aborts"]) for workload in workloads) > 20
+    # It shows in the decisions whether a plan waits for its tokens.
+    for workload in workloads:
+        workload["config"]["async_scheduling"] = False
+    assert all(conformance.replay(workload) for workload in workloads)
 
 
 def test_recording_changes_no_decision(workloads):

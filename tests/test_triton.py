@@ -229,7 +229,7 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
 
 def test_splits_of_keys():
     """Never more than asked for, one for many requests, and enough to be busy with one."""
-    from minivllm.models.triton_attention import MAX_SPLITS, PROGRAMS, num_splits
+    from minivllm.models.attention import MAX_SPLITS, PROGRAMS, num_splits
 
     assert num_splits(1, 8, 132) == MAX_SPLITS
     assert num_splits(0, 8, 132) == MAX_SPLITS

@@ -1,6 +1,6 @@
 """Record what vLLM's own scheduler decides, for `python -m minivllm.conformance`.
 
-    python tools/record_vllm_traces.py traces.jsonl.gz --workloads 1500 --seed 100
+    python tools/record_vllm_traces.py traces.jsonl.gz --workloads 1500 --seed 100 [--async]
 
 Needs vLLM 0.22.1 (CPU or CUDA build) importable; no model and no GPU are used. The scheduler is
 unmodified; sampled tokens come from a formula. The workloads are meaner than the ones under
@@ -94,9 +94,10 @@ class Recorder:
         init_none_hash(sha256)
 
     def scheduler(self, knobs: dict[str, Any]) -> Any:
-        """vLLM's `Scheduler`, unmodified, for one full-attention group."""
+        """vLLM's `Scheduler` or `AsyncScheduler`, unmodified, for one full-attention group."""
         import torch
         from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
@@ -115,7 +116,7 @@ class Recorder:
                 policy=knobs["policy"],
                 scheduler_reserve_full_isl=knobs["reserve_full_prompt"],
                 is_encoder_decoder=False,
-                async_scheduling=False,
+                async_scheduling=knobs.get("async_scheduling", False),
             ),
             model_config=ModelConfig(
                 model=self.model_directory,
@@ -130,7 +131,8 @@ class Recorder:
         spec = FullAttentionSpec(
             block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
         )
-        return Scheduler(
+        make_scheduler = AsyncScheduler if knobs.get("async_scheduling") else Scheduler
+        return make_scheduler(
             vllm_config=vllm_config,
             kv_cache_config=KVCacheConfig(
                 num_blocks=cache_config.num_gpu_blocks,
@@ -149,6 +151,8 @@ class Recorder:
         scheduler = self.scheduler(knobs)
         index_of = {spec["id"]: index for index, spec in enumerate(requests)}
         last_arrival = max(spec["arrival_step"] for spec in requests)
+        in_flight: list[tuple[Any, Any]] = []
+        num_ahead = int(knobs.get("async_scheduling", False))
         for step in range(MAX_STEPS):
             if step > last_arrival and not scheduler.requests:
                 return True
@@ -158,7 +162,7 @@ class Recorder:
             for when, request_id in workload["aborts"]:
                 if when == step:
                     scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
-            workload["steps"].append(self.step(scheduler, index_of))
+            workload["steps"].append(self.step(scheduler, index_of, in_flight, num_ahead))
         return False
 
     def request(self, spec: dict[str, Any], knobs: dict[str, Any]) -> Any:
@@ -182,18 +186,29 @@ class Recorder:
             block_hasher=hasher,
         )
 
-    def step(self, scheduler: Any, index_of: dict[str, int]) -> dict[str, Any]:
-        """One call of `schedule()` and one of `update_from_output()`."""
+    def step(
+        self,
+        scheduler: Any,
+        index_of: dict[str, int],
+        in_flight: list[tuple[Any, Any]],
+        num_ahead: int,
+    ) -> dict[str, Any]:
+        """One call of `schedule()`, and one of `update_from_output()` with the tokens of this plan
+        or, async, of the one before it."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         output = scheduler.schedule()
         ids = list(output.num_scheduled_tokens)
         live = {id_: scheduler.requests[id_] for id_ in ids}
         manager = scheduler.kv_cache_manager
+        # A placeholder counts the token that this very plan gives.
         sampled = {
-            id_: sampled_token(index_of[id_], request.num_output_tokens)
+            id_: sampled_token(
+                index_of[id_],
+                request.num_output_tokens + max(request.num_output_placeholders - 1, 0),
+            )
             for id_, request in live.items()
-            if request.num_computed_tokens == request.num_tokens
+            if request.num_computed_tokens >= request.num_tokens
         }
         row = {
             "scheduled": [[id_, output.num_scheduled_tokens[id_]] for id_ in ids],
@@ -206,17 +221,17 @@ class Recorder:
             "sampled": sampled,
         }
         before = set(scheduler.requests)
-        scheduler.update_from_output(
-            output,
-            ModelRunnerOutput(
-                req_ids=ids,
-                req_id_to_index={id_: index for index, id_ in enumerate(ids)},
-                sampled_token_ids=[[sampled[id_]] if id_ in sampled else [] for id_ in ids],
-                logprobs=None,
-                prompt_logprobs_dict={},
-                pooler_output=[],
-            ),
+        model_output = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={id_: index for index, id_ in enumerate(ids)},
+            sampled_token_ids=[[sampled[id_]] if id_ in sampled else [] for id_ in ids],
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
         )
+        in_flight.append((output, model_output))
+        if len(in_flight) > num_ahead:
+            scheduler.update_from_output(*in_flight.pop(0))
         row["finished"] = sorted(before - set(scheduler.requests))
         return row
 
@@ -227,6 +242,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where to write, .jsonl.gz")
     parser.add_argument("--workloads", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument(
+        "--async", action="store_true", dest="ahead", help="plan before the last plan's tokens"
+    )
     args = parser.parse_args()
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -239,6 +257,8 @@ def main() -> None:
         recorder = Recorder(directory)
         for seed in range(args.seed, args.seed + args.workloads):
             workload = random_workload(random.Random(seed))
+            if args.ahead:
+                workload["config"]["async_scheduling"] = True
             if not recorder.record(workload):
                 endless.append(seed)
                 continue

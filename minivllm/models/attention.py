@@ -32,6 +32,10 @@ GROUP_TOKENS = 4096
 CHUNK_ROWS = 256
 """Queries of a request that attend in one call: the mask of more would be large."""
 
+PROGRAMS = 2
+"""For each multiprocessor of the GPU, if a decode's keys can be split for it."""
+MAX_SPLITS = 32
+
 QUERY_TILE = 16
 KEY_TILE = 64
 """Shape of the batch-invariant attention's tiles, in tokens. A multiple of the block size."""
@@ -336,6 +340,13 @@ class CPUPagedAttention:
             query, kv_cache, self._tables, self._owners, self._positions, scale
         )
         return query
+
+
+def num_splits(num_decodes: int, num_kv_heads: int, multiprocessors: int) -> int:
+    """Programs that share the keys of a decode: enough for the GPU to be busy with few requests
+    (Dao et al., "Flash-Decoding", 2023). A power of two; it does not depend on the contexts."""
+    wanted = PROGRAMS * multiprocessors // max(num_decodes * num_kv_heads, 1)
+    return min(1 << max(wanted.bit_length() - 1, 0), MAX_SPLITS)
 
 
 class Attention(Protocol):

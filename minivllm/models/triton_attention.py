@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minivllm.models.attention import AttentionMetadata
+from minivllm.models.attention import AttentionMetadata, num_splits
 from minivllm.models.memory import to_device
 
 PREFILL_TILE = 32
@@ -29,9 +29,6 @@ PREFILL_KEYS = 32
 DECODE_KEYS = 128
 """Keys that a program looks at in one turn of its loop: a decode's is short of work, and long of
 waiting for the cache. Chosen on an H100, as are the others here."""
-PROGRAMS = 2
-"""For each multiprocessor of the GPU, if a decode's keys can be split for it."""
-MAX_SPLITS = 32
 MIN_ROWS = 16
 """Fewest rows that a GPU's matrix unit takes."""
 
@@ -137,13 +134,6 @@ def join_splits_kernel(  # type: ignore[no-untyped-def]
     result = tl.sum(result * share[:, None], 0) / tl.sum(total * share, 0)
     row = (tl.load(tile_row + tile) * num_heads + head).to(tl.int64)
     tl.store(output + row * head_dim + dim, result, mask=exists)
-
-
-def num_splits(num_decodes: int, num_kv_heads: int, multiprocessors: int) -> int:
-    """Programs that share the keys of a decode: enough for the GPU to be busy with few requests
-    (Dao et al., "Flash-Decoding", 2023). A power of two; it does not depend on the contexts."""
-    wanted = PROGRAMS * multiprocessors // max(num_decodes * num_kv_heads, 1)
-    return min(1 << max(wanted.bit_length() - 1, 0), MAX_SPLITS)
 
 
 @dataclass
