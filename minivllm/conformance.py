@@ -118,7 +118,7 @@ def run_step(
     sampled = {
         id_: sampled_token(index_of[id_], request.next_output_index)
         for id_, request in scheduled.items()
-        if request.num_computed_tokens >= request.num_tokens
+        if request.num_computed_tokens >= len(request.all_token_ids)
     }
     ours = {
         "scheduled": [[id_, tokens] for id_, tokens in output.num_scheduled_tokens.items()],

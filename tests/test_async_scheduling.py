@@ -200,8 +200,8 @@ def drive(config: SchedulerConfig, seed: int, depth: int) -> dict[str, list[int]
         for request_id, num_tokens in plan.num_scheduled_tokens.items():
             request = requests[request_id]
             assert num_tokens > 0
-            assert request.num_computed_tokens <= request.num_tokens + depth - 1
-            if request.num_computed_tokens >= request.num_tokens:
+            assert request.num_computed_tokens <= len(request.all_token_ids) + depth - 1
+            if request.num_computed_tokens >= len(request.all_token_ids):
                 index = request.next_output_index
                 noise = uniform_noise(int(request_id[1:]), index)
                 sampled[request_id] = 3 if noise < 0.1 else int(noise * 1000) + 4

@@ -406,8 +406,9 @@ def test_step_is_four_lines() -> None:
 
     function = ast.parse(textwrap.dedent(inspect.getsource(LLMEngine.step))).body[0]
     assert isinstance(function, ast.FunctionDef)
-    docstring, *lines = function.body
+    docstring, ahead, *lines = function.body
     assert isinstance(docstring, ast.Expr)
+    assert ast.unparse(ahead) == "if self.async_scheduling:\n    return self._step_ahead()"
     calls = [next(n.func.attr for n in ast.walk(line) if isinstance(n, ast.Call)) for line in lines]  # type: ignore[attr-defined]
     assert calls == ["schedule", "execute", "sample", "_update"]
 

@@ -47,7 +47,7 @@ class AsyncScheduler(Scheduler):
             request = self.requests[request_id]
             computed[request_id] = request.num_computed_tokens
             # A token comes out of this step. If length ends the request with it, none follows.
-            if request.num_computed_tokens >= request.num_tokens and not self._is_last(request):
+            if request.num_computed_tokens == request.num_tokens and not self._is_last(request):
                 request.num_output_placeholders += 1
         if computed:
             self._in_flight[step] = (output, computed)
@@ -66,19 +66,21 @@ class AsyncScheduler(Scheduler):
         _, computed = self._in_flight.pop(scheduler_output.step, (None, {}))
         requests = [self.requests[request_id] for request_id in computed]
         # For a moment the requests stand where this step, not a later one, has brought them.
-        now = [request.num_computed_tokens for request in requests]
+        now = [(r.num_computed_tokens, r.num_output_placeholders) for r in requests]
         preempted = {request for request in requests if request.status is RequestStatus.PREEMPTED}
         for request in requests:
             request.num_computed_tokens = computed[request.request_id]
+            request.num_output_placeholders = 0
         outputs = super().update_from_output(scheduler_output, sampled_token_ids)
-        for request, num_computed_tokens in zip(requests, now, strict=True):
+        for request, (num_computed_tokens, num_placeholders) in zip(requests, now, strict=True):
             request.num_computed_tokens = num_computed_tokens
             if request.is_finished:
                 request.metrics.finished_step = scheduler_output.step
-            elif request.request_id in sampled_token_ids and request.num_output_placeholders:
-                request.num_output_placeholders -= 1
-                if request not in preempted:
-                    self._cache_blocks(request)
+                continue
+            has_token = request.request_id in sampled_token_ids
+            request.num_output_placeholders = max(num_placeholders - has_token, 0)
+            if has_token and request not in preempted:
+                self._cache_blocks(request)
         # A request that was preempted meanwhile may turn out to have ended.
         self.waiting.remove_requests({request for request in preempted if request.is_finished})
         return outputs
@@ -96,5 +98,5 @@ class AsyncScheduler(Scheduler):
 
     def _cache_blocks(self, request: Request) -> None:
         """Publish blocks that had to wait for a token; its own keys come with the next step."""
-        num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
+        num_computed_tokens = min(request.num_computed_tokens, len(request.all_token_ids) - 1)
         self.kv_cache_manager.cache_blocks(request, num_computed_tokens)

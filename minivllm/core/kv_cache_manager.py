@@ -165,7 +165,7 @@ class KVCacheManager:
         num_cached_blocks = self.num_cached_block.get(request.request_id, 0)
         if not self.enable_caching or num_cached_blocks >= num_full_blocks:
             return
-        num_full_blocks = min(num_full_blocks, request.num_tokens // self.block_size)
+        num_full_blocks = min(num_full_blocks, len(request.all_token_ids) // self.block_size)
         blocks = self.req_to_blocks[request.request_id]
         for index in range(num_cached_blocks, num_full_blocks):
             self.block_pool.cache_full_block(blocks[index], self._block_hash(request, index))

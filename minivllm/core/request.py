@@ -97,7 +97,7 @@ class Request:
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
         self.num_output_placeholders = 0
-        """Tokens counted before they are known: async scheduling only."""
+        """Tokens that steps in flight will give, counted already: async scheduling only."""
         self.num_prompt_tokens = len(self.prompt_token_ids)
         self.all_token_ids = list(self.prompt_token_ids)
         self.output_token_ids: list[int] = []
@@ -126,8 +126,8 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known so far: prompt and output."""
-        return len(self.all_token_ids)
+        """Tokens known so far: prompt and output. Those on their way count (async scheduling)."""
+        return len(self.all_token_ids) + self.num_output_placeholders
 
     @property
     def num_output_tokens(self) -> int:
@@ -137,7 +137,8 @@ class Request:
     @property
     def next_output_index(self) -> int:
         """Which output token a step that has been scheduled gives. Tokens on their way count."""
-        return self.num_output_tokens + max(self.num_computed_tokens - self.num_tokens, 0)
+        num_on_their_way = max(self.num_computed_tokens - len(self.all_token_ids), 0)
+        return self.num_output_tokens + num_on_their_way
 
     @property
     def is_finished(self) -> bool:

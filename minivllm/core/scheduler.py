@@ -265,7 +265,7 @@ class Scheduler:
         req_index = 0
         while req_index < len(self.running) and token_budget > 0:
             request = self.running[req_index]
-            gap = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+            gap = request.num_tokens - request.num_computed_tokens
             num_new_tokens = gap
             if 0 < threshold < num_new_tokens:
                 num_new_tokens = threshold
