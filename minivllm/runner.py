@@ -139,11 +139,12 @@ class ModelRunner:
             # The last layer can do without tokens that no one samples; fixed tiles need them all.
             if len(token_ids) > np.count_nonzero(samples) and not self.model.row_tile:
                 wanted = samples
-            tokens = self._tensor(token_ids)
-            if token_ids.min() < 0:
-                tokens = self.late_tokens.fill_in(tokens)
             hidden = self.model.forward(
-                tokens, self._tensor(positions), self.kv_caches, metadata, wanted
+                self.late_tokens.to_device(token_ids),
+                self._tensor(positions),
+                self.kv_caches,
+                metadata,
+                wanted,
             )
         if wanted is None and len(hidden) > np.count_nonzero(samples):
             hidden = hidden[self._tensor((np.cumsum(query_lens) - 1)[samples])]

@@ -138,16 +138,16 @@ def slice_sums_by_torch(logits: Tensor, temperatures: Tensor, size: int) -> tupl
     """
     whole = logits.shape[1] // size * size
     parts = [logits[:, :whole].unflatten(1, (-1, size)), logits[:, None, whole:]]
-    parts = [part for part in parts if part.numel()]
-    highest = torch.cat([part.amax(dim=-1) for part in parts], dim=1)
-    start, sums = 0, []
+    highest, sums = [], []
     for part in parts:
-        end = start + part.shape[1]
-        # Where all is -inf, so is the highest: any other number leaves exp(-inf) = 0.
-        base = highest[:, start:end, None].clamp_min(torch.finfo(logits.dtype).min)
-        sums.append(((part - base) / temperatures[:, None, None]).exp().sum(-1, dtype=torch.double))
-        start = end
-    return highest, torch.cat(sums, dim=1)
+        if part.numel():
+            most = part.amax(dim=-1, keepdim=True)
+            # Where all is -inf, so is the highest: any other number leaves exp(-inf) = 0.
+            base = most.clamp_min(torch.finfo(logits.dtype).min)
+            weights = ((part - base) / temperatures[:, None, None]).exp()
+            highest.append(most[:, :, 0])
+            sums.append(weights.sum(dim=-1, dtype=torch.double))
+    return torch.cat(highest, dim=1), torch.cat(sums, dim=1)
 
 
 def _pick(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

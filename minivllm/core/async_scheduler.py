@@ -82,7 +82,8 @@ class AsyncScheduler(Scheduler):
             if has_token and request not in preempted:
                 self._cache_blocks(request)
         # A request that was preempted meanwhile may turn out to have ended.
-        self.waiting.remove_requests({request for request in preempted if request.is_finished})
+        if ended := {request for request in preempted if request.is_finished}:
+            self.waiting.remove_requests(ended)  # which looks at all who wait
         return outputs
 
     def _free_request(self, request: Request) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minivllm.models.attention import CPUPagedAttention
@@ -53,10 +52,7 @@ class CPUDecoder:
     ) -> Tensor:
         """As `minivllm.runner.Decoder.run`."""
         model, config = self.model, self.model.config
-        tokens = torch.from_numpy(token_ids)
-        if token_ids.min() < 0:
-            tokens = self.late_tokens.fill_in(tokens)
-        hidden = model.ops.embed(tokens, model.embed)
+        hidden = model.ops.embed(self.late_tokens.to_device(token_ids), model.embed)
         scratch = model.scratch(len(token_ids), self._width)
         assert scratch is not None
         # Names keep the arrays alive while C reads them.

@@ -33,6 +33,11 @@ class LateTokens:
         """What to write where a token id is not known: no token, and it names the row."""
         return -1 - row
 
+    def to_device(self, token_ids: np.ndarray) -> Tensor:
+        """Token ids [T], laid out by Python, on the device and filled in."""
+        tokens = to_device(token_ids, self.device)
+        return self.fill_in(tokens) if token_ids.min() < 0 else tokens
+
     def fill_in(self, token_ids: Tensor) -> Tensor:
         """Token ids [T] with the tokens instead of their stand-ins."""
         rows = (-1 - token_ids).clamp_min(0)
