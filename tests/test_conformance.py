@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minivllm import conformance
+from minivllm.runs import conformance
 from minivllm.core import Scheduler
 from minivllm.core.kv_cache_manager import KVCacheManager
 

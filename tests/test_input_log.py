@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from shadow import ShadowModel
 from test_core_properties import RELAXED, configs, prompts
 
-from minivllm import conformance
+from minivllm.runs import conformance
 from minivllm.core import (
     FCFSRequestQueue,
     History,
@@ -26,10 +26,10 @@ from minivllm.core import (
     Scheduler,
     SchedulerConfig,
 )
-from minivllm.core.snapshot import SnapshotRecorder
+from minivllm.runs.snapshot import SnapshotRecorder
 from minivllm.grading.exercises.workloads import variant
 from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import ScenarioError
+from minivllm.runs.scenario import ScenarioError
 
 SMALL = SchedulerConfig(num_gpu_blocks=12, block_size=2, max_model_len=40, max_num_seqs=4)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("plotly")
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.viz.drive import drive, drive_scenario
+from minivllm.runs.drive import drive, drive_scenario
 from minivllm.viz.resources import ROWS, resource_use, taken
 
 

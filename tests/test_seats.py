@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("plotly")
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.viz.drive import drive, drive_scenario
+from minivllm.runs.drive import drive, drive_scenario
 from minivllm.viz.seats import Stay, padded_batches, seat_chart, stays_of
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 15)), min_size=1, max_size=8)

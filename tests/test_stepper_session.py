@@ -19,7 +19,7 @@ from minivllm.core import History, KVCacheManager, RequestStatus
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioRequest, StepperSession, record
 from minivllm.stepper import session as session_module
 from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import KNOBS
+from minivllm.runs.scenario import KNOBS
 from minivllm.stepper.session import MESSAGES, Branch
 
 ROOT = Path(__file__).resolve().parents[1]

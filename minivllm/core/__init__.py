@@ -12,7 +12,7 @@ from minivllm.core.request import Request, RequestStatus
 from minivllm.core.request_queue import FCFSRequestQueue, PriorityRequestQueue
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
-from minivllm.core.snapshot import SNAPSHOT_VERSION, History, Snapshot
+from minivllm.runs.snapshot import SNAPSHOT_VERSION, History, Snapshot
 from minivllm.core.stats import RequestMetrics, SchedulerStats, StepStats
 from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy
 

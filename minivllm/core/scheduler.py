@@ -14,12 +14,12 @@ from typing import Literal
 
 from minivllm.core.block_pool import KVCacheBlock
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.input_log import InputLog
+from minivllm.runs.input_log import InputLog
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus, check_stop
 from minivllm.core.request_queue import create_request_queue
-from minivllm.core.snapshot import History, SnapshotRecorder
+from minivllm.runs.snapshot import History, SnapshotRecorder
 from minivllm.core.stats import SchedulerStats, StepStats
 from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy, victim_policy_name
 

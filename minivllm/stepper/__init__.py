@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minivllm.stepper.scenario import (
+    from minivllm.runs.scenario import (
         Scenario,
         ScenarioError,
         ScenarioRequest,
         with_arrival_pattern,
     )
-    from minivllm.stepper.scenarios import SCENARIOS
+    from minivllm.runs.scenarios import SCENARIOS
     from minivllm.stepper.session import StepperSession, record
     from minivllm.stepper.widget import SchedulerStepper
 

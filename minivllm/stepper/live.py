@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from minivllm.core import History, RequestStatus, SamplingParams, Scheduler
-from minivllm.stepper.explain import explain, names
-from minivllm.stepper.scenario import (
+from minivllm.runs.explain import explain, names
+from minivllm.runs.scenario import (
     LIMITS,
     Checker,
     ScenarioError,

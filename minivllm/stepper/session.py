@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from minivllm.core import History, RequestStatus, Scheduler, Snapshot
 from minivllm.core.output import SchedulerOutput
-from minivllm.stepper.explain import explain, names
+from minivllm.runs.explain import explain, names
 from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import (
+from minivllm.runs.scenario import (
     LIMITS,
     Checker,
     Scenario,

@@ -23,8 +23,8 @@ import traitlets
 from minivllm.core import History, Request, Scheduler, SchedulerConfig, Snapshot
 from minivllm.stepper.embed import stepper_html
 from minivllm.stepper.live import LiveSession
-from minivllm.stepper.scenario import Scenario, ScenarioError, ScenarioRequest
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.runs.scenario import Scenario, ScenarioError, ScenarioRequest
+from minivllm.runs.scenarios import SCENARIOS
 from minivllm.stepper.session import MAX_STEPS, MAX_STEPS_A_MESSAGE, Branch, StepperSession
 
 STATIC = Path(__file__).parent / "static"
@@ -54,7 +54,7 @@ class SchedulerStepper(anywidget.AnyWidget):
     Traits, for `observe`, `link` and figures that follow:
         step: the step on show, from 0; -1 before the first. Setting it runs up to there.
         selection: id of the request that is pinned, or None.
-        snapshot: the step on show, as `minivllm.core.snapshot.Snapshot`; {} before the first.
+        snapshot: the step on show, as `minivllm.runs.snapshot.Snapshot`; {} before the first.
 
     Raises:
         ScenarioError: (a ValueError) if the scenario is not good; lists every problem.

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from minivllm.sim.results import METRICS, SLO, LittlesLaw, SimResult, percentile
 from minivllm.sim.sweep import pareto_front
 from minivllm.viz.palette import REQUEST_DASHES, REQUEST_SYMBOLS
-from minivllm.viz.runs import plural
+from minivllm.runs.steps import plural
 from minivllm.viz.theme import CATEGORICAL, COLORS
 
 if TYPE_CHECKING:

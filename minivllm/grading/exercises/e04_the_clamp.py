@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from minivllm.core import Scheduler
-from minivllm.core.snapshot import CAPS, ScheduledRow
+from minivllm.runs.snapshot import CAPS, ScheduledRow
 from minivllm.grading.exercises.workloads import (
     YOURS,
     Misread,

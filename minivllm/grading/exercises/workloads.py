@@ -24,7 +24,7 @@ from typing import Any
 import minivllm.core.scheduler as core
 from minivllm.core import Request, Scheduler, SchedulerOutput
 from minivllm.grading.part import Failed, shown, want_dict
-from minivllm.stepper.scenario import (
+from minivllm.runs.scenario import (
     Scenario,
     ScenarioError,
     ScenarioRequest,

@@ -7,8 +7,8 @@ from itertools import count
 from typing import Any
 
 from minivllm.core import Request, Scheduler
-from minivllm.stepper.scenario import Scenario
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.runs.scenario import Scenario
+from minivllm.runs.scenarios import SCENARIOS
 
 FIRST_OUTPUT_TOKEN = 1_000_000
 """Every output token has an id of its own from here on: no two outputs share a block."""

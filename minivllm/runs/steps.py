@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from minivllm.core.snapshot import History, Snapshot
+from minivllm.runs.snapshot import History, Snapshot
 
 
 def steps_of(source: Any) -> list[Snapshot]:

@@ -21,7 +21,7 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
-from minivllm.core.snapshot import History, Snapshot
+from minivllm.runs.snapshot import History, Snapshot
 
 if TYPE_CHECKING:
     from minivllm.core.scheduler import Scheduler
