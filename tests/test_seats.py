@@ -34,7 +34,7 @@ def test_the_seats_of_a_run_hold_who_runs(
         (i // 2, Request(f"r{i}", [i] * prompt, SamplingParams(max_tokens=output)))
         for i, (prompt, output) in enumerate(lengths)
     ]
-    run = drive(Scheduler(config, record=True), requests)
+    run = drive(Scheduler(config), requests)
     stays = stays_of(run)
     for snapshot in run.history.steps:
         now = sitting(stays, snapshot["step"])

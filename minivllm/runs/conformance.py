@@ -29,6 +29,7 @@ from minivllm.core import (
     SchedulerConfig,
     SchedulerOutput,
 )
+from minivllm.runs import InputLog
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def replay(workload: dict[str, Any], *, record: bool = False) -> Difference | No
     """
     num_ahead = int(workload["config"].get("async_scheduling", False))
     make_scheduler = AsyncScheduler if num_ahead else Scheduler
-    scheduler = make_scheduler(trace_config(workload["config"]), record=record and not num_ahead)
+    observer = InputLog() if record and not num_ahead else None
+    scheduler = make_scheduler(trace_config(workload["config"]), observer=observer)
     in_flight: list[tuple[SchedulerOutput, dict[str, int]]] = []
     index_of = {spec["id"]: index for index, spec in enumerate(workload["requests"])}
     arrivals: dict[int, list[dict[str, Any]]] = {}

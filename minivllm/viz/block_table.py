@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from minivllm.runs.snapshot import Snapshot
-from minivllm.viz.palette import REQUEST_COLORS, request_color
 from minivllm.runs.steps import arrival_order, check_requests, plural, snapshot_of, steps_of, tick
+from minivllm.viz.palette import REQUEST_COLORS, request_color
 from minivllm.viz.theme import COLORS
 
 MAX_LABELS = 400

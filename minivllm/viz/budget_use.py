@@ -6,8 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from minivllm.viz.palette import request_color, request_pattern
 from minivllm.runs.steps import arrival_order, plural, steps_of, tick
+from minivllm.viz.palette import request_color, request_pattern
 from minivllm.viz.theme import COLORS
 
 CAP_WORDS = {

@@ -8,8 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from minivllm.runs.snapshot import Snapshot
-from minivllm.viz.palette import request_color, request_dash, request_symbol
 from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of, tick
+from minivllm.viz.palette import request_color, request_dash, request_symbol
 from minivllm.viz.theme import COLORS
 
 
