@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivllm.stepper import SCENARIOS, Scenario
 from minivllm.stepper.embed import entry_of, stepper_html
+from minivllm.stepper.modules import STATIC
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
@@ -38,10 +40,11 @@ def page_html(*steppers: Sequence[Scenario], step: int | None = None) -> str:
 
 
 def write_site(folder: Path) -> None:
-    """The stepper's files, Pyodide among them if it can be had, and some pages."""
+    """The stepper's files, Pyodide among them if it can be had, its modules, and some pages."""
     from minivllm_stepper import write_assets
 
     write_assets(folder / "_static")
+    shutil.copytree(STATIC / "view", folder / "view")
     named = SCENARIOS.__getitem__
     pages = {
         "cramped": page_html([named("cramped")]),

@@ -339,7 +339,6 @@ def test_a_shared_link_opens_at_its_step(stepper_page: Page, steppers_url: str) 
 
 
 GOOD = SCENARIOS["cramped"].to_dict()
-VIEW = (ROOT / "minivllm" / "stepper" / "static" / "view.js").read_text("utf-8")
 
 
 @in_browser
@@ -348,13 +347,12 @@ def test_the_page_checks_what_python_checks(stepper_page: Page, steppers_url: st
     page = stepper_page
     page.goto(f"{steppers_url}cramped.html")
     found = page.evaluate(
-        """async (code) => {
-          const module = new Blob([code], { type: "text/javascript" });
-          window.view = await import(URL.createObjectURL(module));
+        """async (address) => {
+          window.view = await import(address);
           const { LIMITS, CHOICES, KNOBS } = window.view;
           return { LIMITS, CHOICES, KNOBS };
         }""",
-        VIEW,
+        f"{steppers_url}view/index.js",  # the modules themselves, not joined
     )
     assert found["LIMITS"] == {name: list(pair) for name, pair in LIMITS.items()}
     assert found["CHOICES"] == {name: list(values) for name, values in CHOICES.items()}

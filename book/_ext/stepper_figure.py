@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-NUM_COLOURS = 8  # as in view.js
+NUM_COLOURS = 8  # as in static/view/colours.js
 WIDTH = 720
 ROW = 34
 CELL = 38
