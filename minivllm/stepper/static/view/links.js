@@ -1,6 +1,6 @@
 /* Scenarios as links, and the checks that a link from anybody must pass.
  *
- * The same limits as minivllm/stepper/scenario.py; a test compares them.
+ * The same limits as minivllm/runs/scenario.py; a test compares them.
  */
 
 export const LIMITS = {
