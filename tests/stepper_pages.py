@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivllm.stepper import SCENARIOS, Scenario
 from minivllm.stepper.embed import entry_of, stepper_html
-from minivllm.stepper.modules import STATIC
+from minivllm.stepper.modules import STATIC, source
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
@@ -44,7 +43,9 @@ def write_site(folder: Path) -> None:
     from minivllm_stepper import write_assets
 
     write_assets(folder / "_static")
-    shutil.copytree(STATIC / "view", folder / "view")
+    for name in ("view/limits.js", *(f"view/{path.name}" for path in STATIC.glob("view/*.js"))):
+        (folder / "view").mkdir(exist_ok=True)
+        (folder / name).write_text(source(name), encoding="utf-8")
     named = SCENARIOS.__getitem__
     pages = {
         "cramped": page_html([named("cramped")]),

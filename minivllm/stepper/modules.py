@@ -1,14 +1,21 @@
 """The view's modules as one text: anywidget takes no more, and a page on a disk loads no module.
 
-The modules run as they are where a server serves them. Joined, they share one scope.
+The modules run as they are where a server serves them. Joined, they share one scope. One of them is
+no file: `limits.js` is written from what Python checks a scenario with.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from posixpath import dirname, join, normpath
+
+from minivllm.core.config import SchedulerConfig
+from minivllm.runs import scenario
+from minivllm.stepper.live import MAX_PROMPT_CHARACTERS
 
 STATIC = Path(__file__).parent / "static"
 
@@ -20,7 +27,29 @@ _OTHER = re.compile(r"^(?:import|export(?! default)|var|(?:const|let)(?! [\w$]))
 
 def source(name: str) -> str:
     """A module as it is written; `name` is its path below `static`."""
+    if name == "view/limits.js":
+        return limits()
     return (STATIC / name).read_text(encoding="utf-8")
+
+
+def limits() -> str:
+    """`view/limits.js`: the knobs, their defaults, choices and bounds, and a scenario's keys."""
+    knobs = {knob.name: knob.default for knob in fields(SchedulerConfig)}
+    constants = {
+        "LIMITS": scenario.LIMITS,
+        "CHOICES": scenario.CHOICES,
+        "KNOBS": scenario.KNOBS,
+        "DEFAULTS": {name: value for name, value in knobs.items() if value is not MISSING},
+        "SCENARIO_VERSION": scenario.SCENARIO_VERSION,
+        "SCENARIO_KEYS": [row.name for row in fields(scenario.Scenario)],
+        "REQUEST_KEYS": [row.name for row in fields(scenario.ScenarioRequest)],
+        "MAX_CHARACTERS": scenario.MAX_CHARACTERS,
+        "MAX_PROMPT_CHARACTERS": MAX_PROMPT_CHARACTERS,
+    }
+    rows = [f"export const {name} = {json.dumps(value)};\n" for name, value in constants.items()]
+    patterns = {"SCENARIO_NAME": scenario.SCENARIO_NAME, "REQUEST_ID": scenario.REQUEST_ID}
+    rows += [f"export const {name} = /^{form.pattern}$/;\n" for name, form in patterns.items()]
+    return "".join(rows)
 
 
 def joined(entry: str, read: Callable[[str], str] = source) -> str:

@@ -1,7 +1,8 @@
 /* What the drawers hold: knobs, requests, forks, links, keys. */
 
 import { h, newId, refill, setText } from "./dom.js";
-import { BOOL_KNOBS, CHOICES, integerProblem, knobProblem, KNOBS, REQUEST_ID, REQUEST_KEYS } from "./links.js";
+import { CHOICES, DEFAULTS, KNOBS, MAX_PROMPT_CHARACTERS, REQUEST_ID, REQUEST_KEYS } from "./limits.js";
+import { integerProblem, knobProblem } from "./links.js";
 
 const KNOB_FORM = [
   ["num_gpu_blocks", "Blocks in the pool"],
@@ -62,7 +63,7 @@ class KnobField extends Field {
       const words = (choice) => (choice === null ? "the policy’s own" : choice);
       return h("select", {}, CHOICES[name].map((choice) => h("option", { value: choice ?? "" }, words(choice))));
     }
-    if (BOOL_KNOBS.includes(name)) return h("input", { type: "checkbox", role: "switch" });
+    if (typeof DEFAULTS[name] === "boolean") return h("input", { type: "checkbox", role: "switch" });
     return h("input", { type: "text", inputmode: "numeric", autocomplete: "off", size: 6 });
   }
 
@@ -205,7 +206,7 @@ export class PromptForm {
   constructor(stepper) {
     this.stepper = stepper;
     const text = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
-    this.prompt = new Field("prompt", "Prompt", h("textarea", { rows: 3, maxlength: 4000 }));
+    this.prompt = new Field("prompt", "Prompt", h("textarea", { rows: 3, maxlength: MAX_PROMPT_CHARACTERS }));
     this.prompt.element.classList.add("mv-wide");
     this.fields = [
       this.prompt,

@@ -7,5 +7,5 @@
  * Everything that comes from outside becomes text through `textContent` or `append`, never markup.
  */
 
-export { CHOICES, KNOBS, LIMITS, checkScenario, fromFragment, toFragment } from "./links.js";
+export { checkScenario, fromFragment, toFragment } from "./links.js";
 export { mount } from "./stepper.js";

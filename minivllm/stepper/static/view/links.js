@@ -1,65 +1,7 @@
-/* Scenarios as links, and the checks that a link from anybody must pass.
- *
- * The same limits as minivllm/runs/scenario.py; a test compares them.
- */
+/* Scenarios as links, and the checks that a link from anybody must pass. */
 
-export const LIMITS = {
-  json_bytes: [2, 65_536],
-  requests: [0, 500],
-  arrival_step: [0, 10_000],
-  num_prompt_tokens: [1, 16_384],
-  all_prompt_tokens: [0, 131_072],
-  max_tokens: [1, 4_096],
-  priority: [-1_000_000, 1_000_000],
-  seed: [0, 2 ** 32 - 1],
-  step: [0, 10_000],
-  token_id: [0, 2 ** 31 - 1],
-  num_gpu_blocks: [1, 4_096],
-  num_cpu_blocks: [0, 4_096],
-  block_size: [1, 1_024],
-  max_model_len: [2, 32_768],
-  max_num_batched_tokens: [1, 65_536],
-  max_num_seqs: [1, 1_024],
-  long_prefill_token_threshold: [0, 65_536],
-};
-
-export const CHOICES = {
-  policy: ["fcfs", "priority"],
-  preemption_mode: ["recompute", "swap"],
-  victim: [null, "last_admitted", "priority", "priority_as_upstream", "least_computed"],
-};
-
-export const BOOL_KNOBS = [
-  "enable_prefix_caching",
-  "enable_chunked_prefill",
-  "reserve_full_prompt",
-  "admission_control",
-  "keep_upstream_bugs",
-];
-const INT_KNOBS = [
-  "num_gpu_blocks",
-  "block_size",
-  "max_model_len",
-  "max_num_batched_tokens",
-  "max_num_seqs",
-  "long_prefill_token_threshold",
-  "num_cpu_blocks",
-];
-export const KNOBS = [...INT_KNOBS, ...BOOL_KNOBS, ...Object.keys(CHOICES)];
-
-const SCENARIO_KEYS = ["version", "name", "title", "question", "config", "requests", "seed", "step"];
-export const REQUEST_KEYS = [
-  "request_id",
-  "arrival_step",
-  "num_prompt_tokens",
-  "prompt_token_ids",
-  "max_tokens",
-  "priority",
-  "prefix_group",
-  "num_prefix_tokens",
-];
-const SCENARIO_NAME = /^[a-z0-9][a-z0-9-]{0,39}$/;
-export const REQUEST_ID = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$/;
+import { CHOICES, KNOBS, LIMITS, MAX_CHARACTERS } from "./limits.js";
+import { REQUEST_ID, REQUEST_KEYS, SCENARIO_KEYS, SCENARIO_NAME, SCENARIO_VERSION } from "./limits.js";
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -78,7 +20,7 @@ export const integerProblem = (name, value) => {
 
 /** What is wrong with a knob's value, as a message; null: nothing. */
 export const knobProblem = (name, value) => {
-  if (INT_KNOBS.includes(name)) return integerProblem(name, value);
+  if (name in LIMITS) return integerProblem(name, value);
   if (name in CHOICES) {
     if (CHOICES[name].includes(value)) return null;
     return `${name} must be one of ${CHOICES[name].map(String).join(", ")}; got ${shown(value)}`;
@@ -173,9 +115,11 @@ export const checkScenario = (data) => {
   const checker = new Checker();
   const row = checker.keys(data, "", SCENARIO_KEYS);
   if (!isObject(data)) return checker.errors;
-  if (row.version !== 1) checker.note("version", `is ${shown(row.version)}; this code reads version 1`);
+  if (row.version !== SCENARIO_VERSION) {
+    checker.note("version", `is ${shown(row.version)}; this code reads version ${SCENARIO_VERSION}`);
+  }
   if (row.name !== undefined) checker.text(row.name, "name", SCENARIO_NAME);
-  for (const [key, most] of [["title", 120], ["question", 400]]) {
+  for (const [key, most] of Object.entries(MAX_CHARACTERS)) {
     const good = row[key] === undefined || (typeof row[key] === "string" && row[key].length <= most);
     checker.note(key, good ? null : `must be a string of at most ${most} characters`);
   }

@@ -4,6 +4,7 @@ import { BranchView } from "./branch.js";
 import { Colours, Identities } from "./colours.js";
 import { clamp, DARK, h, icon, isStill, newId, plural, setAttribute, setText } from "./dom.js";
 import { ForkForm, keysPanel, KnobsForm, KnobsList, PromptForm, RequestForm, SharePanel } from "./forms.js";
+import { DEFAULTS } from "./limits.js";
 import { toFragment } from "./links.js";
 import { asAnswer, Run } from "./run.js";
 
@@ -284,7 +285,7 @@ class Stepper {
     this.branches.append(this.views.main.element);
     this.scenario = scenario ?? recording?.scenario ?? null;
     if (recording) this.main.take(asAnswer(recording));
-    else if (this.scenario) this.main.take({ config: this.scenario.config, scenario: this.scenario });
+    else if (this.scenario) this.main.take({ config: { ...DEFAULTS, ...this.scenario.config }, scenario: this.scenario });
     if (this.scenario) this.main.scenario = this.scenario;
     this.recording = recording;
     this.step = clamp(step, Math.min(0, this.main.steps.length - 1), Math.max(this.main.steps.length - 1, -1));
