@@ -111,6 +111,7 @@ READ = """(root) => {
     waiting: ids("waiting"),
     numbers: Object.fromEntries(rows.map((row) => [row.dataset.row, [Number(row.dataset.computed), Number(row.dataset.known)]])),
     texts: Object.fromEntries(rows.map((row) => [row.dataset.row, row.querySelector(".mv-number").textContent])),
+    samples: rows.filter((row) => row.querySelector(".mv-bar-next").checkVisibility()).map((row) => row.dataset.row),
     victims: rows.filter((row) => row.dataset.victim === "true").map((row) => row.dataset.row),
     sentences: [...branch.querySelectorAll(".mv-sentences li:not([data-kind='end'])")].map((li) => li.textContent),
     states: cells.map((cell) => cell.dataset.state).join(""),
@@ -141,6 +142,7 @@ def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Seque
     assert dom["texts"] == {
         id_: f"{row['num_computed_tokens']} / {row['num_tokens']}" for id_, row in requests.items()
     }
+    assert set(dom["samples"]) == set(snapshot["sampled"])  # hollow: the gap that opens next
     preempted = {e["request_id"] for e in snapshot["events"] if e["type"] == "preempted"}
     assert set(dom["victims"]) == preempted
     told = dom["sentences"]

@@ -310,6 +310,18 @@ def test_without_javascript_there_is_a_figure_with_a_caption(
             assert f"{row['num_computed_tokens']} / {row['num_tokens']}" in told
 
 
+def test_the_still_picture_shows_whose_next_token_is_sampled() -> None:
+    from stepper_figure import picture, samples_token
+
+    for scenario in SCENARIOS.values():
+        steps = record(scenario)["steps"]
+        for index, step in enumerate(steps):
+            hollow = {id_ for id_, row in step["requests"].items() if samples_token(row)}
+            assert hollow == set(step["sampled"]), (scenario.name, index)
+        drawn = picture(steps, 0, scenario.title).count('fill="var(--mv-page)"')
+        assert drawn == 1 + len(set(steps[0]["sampled"]) & set(steps[0]["running"][:8]))
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 

@@ -105,3 +105,7 @@ export const chip = (identities, id, tag = "span") => {
   identities.paint(node, id);
   return node;
 };
+
+/** What the signs of a panel mean: pairs of a kind and its words. */
+export const legend = (entries) =>
+  h("ul", { class: "mv-legend" }, entries.map(([kind, text]) => h("li", {}, h("i", { data: { kind } }), text)));

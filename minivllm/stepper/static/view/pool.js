@@ -1,6 +1,6 @@
 /* The panel of the block pool, the block tables and the free queue. */
 
-import { chip, clamp, h, heading, panel, refill, s, setAttribute, setText } from "./dom.js";
+import { chip, clamp, h, heading, legend, panel, refill, s, setAttribute, setText } from "./dom.js";
 
 /** At most three characters of a request's id, to stand in a block. */
 const shortId = (id) => {
@@ -289,7 +289,7 @@ class BlockCanvas {
   }
 }
 
-const LEGEND = [
+const BLOCK_LEGEND = [
   ["full", "full"],
   ["part", "partly filled"],
   ["cached", "cached"],
@@ -313,7 +313,6 @@ export class PoolPanel {
     this.readout = h("p", { class: "mv-readout" });
     this.queue = h("ol", { class: "mv-free-queue" });
     this.cpu = h("div", { class: "mv-cpu" });
-    const legend = h("ul", { class: "mv-legend" }, LEGEND.map(([kind, text]) => h("li", {}, h("i", { data: { kind } }), text)));
     this.element = panel(
       "pool",
       "Block pool",
@@ -321,7 +320,7 @@ export class PoolPanel {
       this.table,
       this.holder,
       this.readout,
-      legend,
+      legend(BLOCK_LEGEND),
       h("div", { class: "mv-queue-line" }, h("span", { class: "mv-title" }, "Free queue"), this.queue),
       this.cpu,
       this.lines,

@@ -1,6 +1,6 @@
 /* The panel of WAITING and RUNNING. */
 
-import { chip, clamp, h, heading, panel, reconcile, refill, setAttribute, setText } from "./dom.js";
+import { chip, clamp, h, heading, legend, panel, reconcile, refill, setAttribute, setText } from "./dom.js";
 
 const ROW_HEIGHT = 46; // px, as in view.css
 const LONG_HEIGHT = 414; // px, of a long list, as in view.css
@@ -50,6 +50,15 @@ class RowList {
   }
 }
 
+const BAR_LEGEND = [
+  ["now", "computed in this step"],
+  ["known", "known, not computed"],
+  ["next", "sampled when the step ends: the next gap of one"],
+];
+
+/** Whether a request's gap closes in this step: then, and only then, a token is sampled for it. */
+const samplesToken = (row) => row.num_scheduled_tokens > 0 && row.num_computed_tokens === row.num_tokens;
+
 /** WAITING and RUNNING in order, each request as its two numbers racing. */
 export class QueuesPanel {
   constructor({ identities, onAbort }) {
@@ -68,6 +77,7 @@ export class QueuesPanel {
       this.running.element,
       heading("WAITING", this.numWaiting),
       this.waiting.element,
+      legend(BAR_LEGEND),
       this.ended,
     );
   }
@@ -108,7 +118,7 @@ export class QueuesPanel {
       chip(this.identities, id),
       h("span", { class: "mv-note" }),
       h("span", { class: "mv-number" }),
-      h("span", { class: "mv-spoken" }, " tokens computed"),
+      h("span", { class: "mv-spoken" }),
       h(
         "span",
         { class: "mv-bar", "aria-hidden": "true" },
@@ -117,6 +127,7 @@ export class QueuesPanel {
         h("span", { class: "mv-bar-done" }),
         h("span", { class: "mv-bar-output" }),
         h("span", { class: "mv-bar-now" }),
+        h("span", { class: "mv-bar-next", title: "The next token: sampled when this step ends, known from then on, and not computed yet" }),
       ),
     );
     const abort = h(
@@ -132,7 +143,7 @@ export class QueuesPanel {
   #updateRow(node, { id, place, row }, view) {
     const { snapshot, run, victims, usesPriority } = view;
     const button = node.firstElementChild;
-    const [, note, numbers, , bar] = button.children;
+    const [, note, numbers, spoken, bar] = button.children;
     const isVictim = victims.has(id);
     const notes = this.#notes(id, place, row, { snapshot, run, isVictim, usesPriority });
     node.dataset.place = place;
@@ -145,6 +156,7 @@ export class QueuesPanel {
       note.replaceChildren(...notes.map((text, i) => h("span", { class: i === 0 && isVictim ? "mv-alarm" : "" }, text)));
     }
     setText(numbers, `${row.num_computed_tokens} / ${row.num_tokens}`);
+    setText(spoken, samplesToken(row) ? " tokens computed, the next one sampled" : " tokens computed");
     this.#drawBar(bar, row, run);
   }
 
@@ -168,7 +180,7 @@ export class QueuesPanel {
       Math.min(row.num_prompt_tokens + (row.max_tokens ?? row.num_output_tokens + 1), run.config.max_model_len ?? Infinity),
     );
     const percent = (tokens) => `${(100 * tokens) / end}%`;
-    const [prompt, known, done, output, now] = bar.children;
+    const [prompt, known, done, output, now, next] = bar.children;
     const { num_prompt_tokens: numPrompt, num_computed_tokens: computed, num_scheduled_tokens: fresh } = row;
     bar.style.width = `${100 * Math.max(0.24, Math.sqrt(end / Math.max(run.longest, end)))}%`;
     prompt.style.width = percent(numPrompt);
@@ -178,6 +190,9 @@ export class QueuesPanel {
     output.style.width = percent(Math.max(0, computed - numPrompt));
     now.style.left = percent(computed - fresh);
     now.style.width = percent(fresh);
+    next.hidden = !samplesToken(row);
+    next.style.left = `min(${percent(row.num_tokens)}, 100% - 6px)`;
+    next.style.width = percent(1);
   }
 
   #positions({ animate }) {

@@ -1,12 +1,19 @@
 /* The panel of all steps so far. */
 
-import { chip, clamp, h, heading, panel, plural, refill, setAttribute, setText } from "./dom.js";
+import { chip, clamp, h, heading, legend, panel, plural, refill, setAttribute, setText } from "./dom.js";
 
 const LABEL_WIDTH = 58; // px, left of the heat map
 const LANES = [
   { name: "batch", most: (run) => Math.max(1, ...run.steps.map((x) => x.stats.num_scheduled_reqs)), value: (x) => x.stats.num_scheduled_reqs, unit: "" },
   { name: "tokens", most: (run) => Math.max(1, ...run.steps.map((x) => x.stats.num_scheduled_tokens)), value: (x) => x.stats.num_scheduled_tokens, unit: "" },
   { name: "KV use", most: () => 1, value: (x) => x.stats.kv_cache_usage, unit: "%" },
+];
+const STEP_LEGEND = [
+  ["prefill", "several tokens (prompt)"],
+  ["decode", "one token (decode)"],
+  ["waiting", "waiting"],
+  ["preempted", "preempted"],
+  ["finished", "finished"],
 ];
 const LANE_HEIGHT = 26;
 const LANE_GAP = 7;
@@ -31,13 +38,7 @@ export class TimelinePanel {
       this.future,
       this.cursor,
     );
-    const key = h(
-      "ul",
-      { class: "mv-legend" },
-      [["prefill", "several tokens (prompt)"], ["decode", "one token (decode)"], ["waiting", "waiting"], ["preempted", "preempted"], ["finished", "finished"]].map(([kind, text]) =>
-        h("li", {}, h("i", { data: { kind } }), text)),
-    );
-    this.element = panel("timeline", "Timeline", heading("Timeline", this.readout), this.wrap, key, this.moments);
+    this.element = panel("timeline", "Timeline", heading("Timeline", this.readout), this.wrap, legend(STEP_LEGEND), this.moments);
   }
 
   draw(view) {
