@@ -100,8 +100,8 @@ export const panel = (name, title, ...children) =>
 export const heading = (title, aside) => h("div", { class: "mv-head" }, h("span", { class: "mv-title" }, title), aside);
 
 /** A request's name in its colour. */
-export const chip = (identities, id, tag = "span") => {
-  const node = h(tag, { class: "mv-chip", data: { req: id } }, id);
+export const chip = (identities, id) => {
+  const node = h("span", { class: "mv-chip", data: { req: id } }, id);
   identities.paint(node, id);
   return node;
 };

@@ -28,11 +28,20 @@ const ARRIVALS = [
   ["poisson", "at random, 1 in 2 steps (Poisson)", { kind: "poisson", per_step: 0.5, seed: 1 }],
 ];
 
-/** A labelled input with a place for what is wrong with it. */
+/** What is written in an input: a number if it looks like one, and if not, a problem to be told. */
+const numberIn = (input) => {
+  const text = input.value.trim();
+  return /^-?\d+$/.test(text) ? Number(text) : text;
+};
+
+const textInput = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
+
+/** A labelled input with a place for what is wrong with it: `problemOf(value)`, null if nothing is. */
 class Field {
-  constructor(name, label, input) {
+  constructor(name, label, input, problemOf = () => null) {
     this.name = name;
     this.input = input;
+    this.problemOf = problemOf;
     const id = newId("mv-field");
     input.id = id;
     input.setAttribute("aria-describedby", `${id}-error`);
@@ -46,16 +55,38 @@ class Field {
     );
   }
 
+  get value() {
+    return this.input.value;
+  }
+
   fail(message) {
     setText(this.message, message ?? "");
     this.input.setAttribute("aria-invalid", String(Boolean(message)));
+  }
+
+  /** Say what is wrong, if anything is. */
+  check() {
+    const problem = this.problemOf(this.value);
+    this.fail(problem);
+    return problem === null;
+  }
+}
+
+/** A field for one of the numbers in `LIMITS`. */
+class NumberField extends Field {
+  constructor(name, label, value) {
+    super(name, label, textInput(value), (number) => integerProblem(name, number));
+  }
+
+  get value() {
+    return numberIn(this.input);
   }
 }
 
 /** The field of one knob; `value` reads it, as the type that the knob has. */
 class KnobField extends Field {
   constructor(name, label) {
-    super(name, label, KnobField.#makeInput(name));
+    super(name, label, KnobField.#makeInput(name), (value) => knobProblem(name, value));
   }
 
   static #makeInput(name) {
@@ -70,8 +101,7 @@ class KnobField extends Field {
   get value() {
     if (this.input.type === "checkbox") return this.input.checked;
     if (this.name in CHOICES) return this.input.value || null;
-    const text = this.input.value.trim();
-    return /^-?\d+$/.test(text) ? Number(text) : text;
+    return numberIn(this.input);
   }
 
   set value(value) {
@@ -79,14 +109,10 @@ class KnobField extends Field {
     else this.input.value = value ?? "";
     this.fail(null);
   }
-
-  /** Say what is wrong, if anything is. */
-  check() {
-    const problem = knobProblem(this.name, this.value);
-    this.fail(problem);
-    return problem === null;
-  }
 }
+
+/** Check all fields, so that each tells its own problem; whether none has any. */
+const checkAll = (fields) => fields.filter((field) => !field.check()).length === 0;
 
 /** Show the session's errors beside their fields; those that have none go to the notice. */
 const showErrors = (fields, errors, notice) => {
@@ -142,7 +168,7 @@ export class KnobsForm {
 
   async #submit() {
     this.form.notice("");
-    if (this.fields.filter((field) => !field.check()).length) return;
+    if (!checkAll(this.fields)) return;
     const { config } = this.stepper.main;
     const changed = this.fields.filter((field) => field.value !== config[field.name]);
     const knobs = Object.fromEntries(changed.map((field) => [field.name, field.value]));
@@ -155,95 +181,64 @@ export class KnobsForm {
   }
 }
 
+const nameField = () => {
+  const words = "letters, digits, _ . and - only, at most 32";
+  return new Field("request_id", "Name", textInput(""), (name) => (REQUEST_ID.test(name) ? null : words));
+};
+
 /** One more request, arriving before the next step. */
-export class RequestForm {
-  constructor(stepper) {
+class ArrivalForm {
+  /** @param {string} prefix  of the names that it proposes */
+  constructor(stepper, prefix, fields) {
     this.stepper = stepper;
-    const text = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
-    this.fields = [
-      new Field("request_id", "Name", text("")),
-      new Field("num_prompt_tokens", "Prompt tokens", text("24")),
-      new Field("max_tokens", "Tokens to generate", text("12")),
-      new Field("priority", "Priority (lower runs first)", text("0")),
-    ];
-    this.form = form([h("div", { class: "mv-fields" }, this.fields.map((field) => field.element))], "Add", () => this.#submit());
+    this.prefix = prefix;
+    this.fields = fields;
+    this.name = fields.find((field) => field.name === "request_id");
+    this.form = form([h("div", { class: "mv-fields" }, fields.map((field) => field.element))], "Add", () => this.#submit());
     this.element = this.form.element;
   }
 
   show(run, liveWords) {
-    const [name] = this.fields;
     const written = (run.scenario?.requests ?? []).map((row) => row.request_id);
     const taken = new Set([...run.ids, ...written, ...this.stepper.addedIds]);
-    if (!name.input.value || taken.has(name.input.value)) {
+    if (!this.name.value || taken.has(this.name.value)) {
       let index = taken.size;
-      while (taken.has(`r${index}`)) index += 1;
-      name.input.value = `r${index}`;
+      while (taken.has(`${this.prefix}${index}`)) index += 1;
+      this.name.input.value = `${this.prefix}${index}`;
     }
     setText(this.form.button, liveWords(`Add before step ${this.stepper.nextStep}`));
     this.form.button.disabled = !this.stepper.canRunLive;
   }
 
   async #submit() {
-    const [name, ...numbers] = this.fields;
-    const problems = numbers.map((field) => {
-      const text = field.input.value.trim();
-      const problem = integerProblem(field.name, /^-?\d+$/.test(text) ? Number(text) : text);
-      field.fail(problem);
-      return problem;
-    });
-    const good = REQUEST_ID.test(name.input.value);
-    name.fail(good ? null : "letters, digits, _ . and - only, at most 32");
-    if (!good || problems.some(Boolean)) return;
-    const request = { request_id: name.input.value };
-    for (const field of numbers) request[field.name] = Number(field.input.value);
-    const errors = await this.stepper.addRequest(request);
-    showErrors(this.fields, errors, this.form.notice);
-  }
-}
-
-/** One more prompt for a real model, as text. */
-export class PromptForm {
-  constructor(stepper) {
-    this.stepper = stepper;
-    const text = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
-    this.prompt = new Field("prompt", "Prompt", h("textarea", { rows: 3, maxlength: MAX_PROMPT_CHARACTERS }));
-    this.prompt.element.classList.add("mv-wide");
-    this.fields = [
-      this.prompt,
-      new Field("request_id", "Name", text("")),
-      new Field("max_tokens", "Tokens to generate", text("16")),
-    ];
-    this.form = form([h("div", { class: "mv-fields" }, this.fields.map((field) => field.element))], "Add", () => this.#submit());
-    this.element = this.form.element;
-  }
-
-  show(run) {
-    const [, name] = this.fields;
-    const taken = new Set([...run.ids, ...this.stepper.addedIds]);
-    if (!name.input.value || taken.has(name.input.value)) {
-      let index = taken.size;
-      while (taken.has(`p${index}`)) index += 1;
-      name.input.value = `p${index}`;
-    }
-    setText(this.form.button, `Add before step ${this.stepper.nextStep}`);
-    this.form.button.disabled = !this.stepper.canRunLive;
-  }
-
-  async #submit() {
-    const [prompt, name, length] = this.fields;
-    const number = length.input.value.trim();
-    const maxTokens = /^-?\d+$/.test(number) ? Number(number) : number;
-    prompt.fail(prompt.input.value ? null : "write something for the model to go on from");
-    name.fail(REQUEST_ID.test(name.input.value) ? null : "letters, digits, _ . and - only, at most 32");
-    length.fail(integerProblem("max_tokens", maxTokens));
     this.form.notice("");
-    if (this.fields.some((field) => field.message.textContent)) return;
-    const request = { request_id: name.input.value, prompt: prompt.input.value, max_tokens: maxTokens };
+    if (!checkAll(this.fields)) return;
+    const request = Object.fromEntries(this.fields.map((field) => [field.name, field.value]));
     const errors = await this.stepper.addRequest(request);
     showErrors(this.fields, errors, this.form.notice);
-    if (!errors.length) prompt.input.value = "";
+    if (!errors.length) this.added?.();
   }
 }
+
+/** A request of the simulated model: it has lengths, and no text. */
+export const requestForm = (stepper) =>
+  new ArrivalForm(stepper, "r", [
+    nameField(),
+    new NumberField("num_prompt_tokens", "Prompt tokens", "24"),
+    new NumberField("max_tokens", "Tokens to generate", "12"),
+    new NumberField("priority", "Priority (lower runs first)", "0"),
+  ]);
+
+/** A prompt for a real model, as text. */
+export const promptForm = (stepper) => {
+  const area = h("textarea", { rows: 3, maxlength: MAX_PROMPT_CHARACTERS });
+  const words = "write something for the model to go on from";
+  const prompt = new Field("prompt", "Prompt", area, (text) => (text ? null : words));
+  prompt.element.classList.add("mv-wide");
+  const arrival = new ArrivalForm(stepper, "p", [prompt, nameField(), new NumberField("max_tokens", "Tokens to generate", "16")]);
+  arrival.added = () => { area.value = ""; };
+  return arrival;
+};
 
 /** The knobs of a run that goes on outside: to be read. */
 export class KnobsList {

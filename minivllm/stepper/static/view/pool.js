@@ -23,12 +23,11 @@ const STATE_WORDS = {
 /** How much of each block is filled, 0 to 1, and whether this step wrote into it. */
 const fillsOf = (snapshot, blockSize) => {
   const fills = new Map();
-  for (const row of Object.values(snapshot.requests)) {
-    const computed = row.num_computed_tokens;
-    const start = computed - row.num_scheduled_tokens;
-    row.block_table.forEach((block, index) => {
-      const slots = clamp(computed - index * blockSize, 0, blockSize);
-      const fresh = computed > start && (index + 1) * blockSize > start && index * blockSize < computed;
+  for (const { num_computed_tokens, num_scheduled_tokens, block_table } of Object.values(snapshot.requests)) {
+    const start = num_computed_tokens - num_scheduled_tokens;
+    block_table.forEach((block, index) => {
+      const slots = clamp(num_computed_tokens - index * blockSize, 0, blockSize);
+      const fresh = slots > 0 && index * blockSize + slots > start;
       const old = fills.get(block);
       fills.set(block, { fill: Math.max(slots / blockSize, old?.fill ?? 0), fresh: fresh || old?.fresh || false });
     });

@@ -175,23 +175,22 @@ export class QueuesPanel {
 
   /** Rows share no scale, or a short request would be a dot beside a long one; widths hint at it. */
   #drawBar(bar, row, run) {
-    const end = Math.max(
-      row.num_tokens,
-      Math.min(row.num_prompt_tokens + (row.max_tokens ?? row.num_output_tokens + 1), run.config.max_model_len ?? Infinity),
-    );
+    const { num_prompt_tokens, num_tokens, num_computed_tokens, num_scheduled_tokens, num_output_tokens } = row;
+    const mostOutput = row.max_tokens ?? num_output_tokens + 1;
+    const most = Math.min(num_prompt_tokens + mostOutput, run.config.max_model_len ?? Infinity);
+    const end = Math.max(num_tokens, most);
     const percent = (tokens) => `${(100 * tokens) / end}%`;
     const [prompt, known, done, output, now, next] = bar.children;
-    const { num_prompt_tokens: numPrompt, num_computed_tokens: computed, num_scheduled_tokens: fresh } = row;
     bar.style.width = `${100 * Math.max(0.24, Math.sqrt(end / Math.max(run.longest, end)))}%`;
-    prompt.style.width = percent(numPrompt);
-    known.style.width = percent(row.num_tokens);
-    done.style.width = percent(Math.min(computed, numPrompt));
-    output.style.left = percent(numPrompt);
-    output.style.width = percent(Math.max(0, computed - numPrompt));
-    now.style.left = percent(computed - fresh);
-    now.style.width = percent(fresh);
+    prompt.style.width = percent(num_prompt_tokens);
+    known.style.width = percent(num_tokens);
+    done.style.width = percent(Math.min(num_computed_tokens, num_prompt_tokens));
+    output.style.left = percent(num_prompt_tokens);
+    output.style.width = percent(Math.max(0, num_computed_tokens - num_prompt_tokens));
+    now.style.left = percent(num_computed_tokens - num_scheduled_tokens);
+    now.style.width = percent(num_scheduled_tokens);
     next.hidden = !samplesToken(row);
-    next.style.left = `min(${percent(row.num_tokens)}, 100% - 6px)`;
+    next.style.left = `min(${percent(num_tokens)}, 100% - 6px)`;
     next.style.width = percent(1);
   }
 

@@ -43,9 +43,6 @@ const emptySnapshot = (config) => {
   };
 };
 
-/** A recording as the session's answers are, whether it is `record(scenario)` or a bare history. */
-export const asAnswer = (data) => data && { ...data, steps: data.steps ?? data.history.steps, first_step: 0 };
-
 /** One branch: its snapshots so far, and what can be said of the whole run. */
 export class Run {
   /** @param {string} name  `main` or `fork` */

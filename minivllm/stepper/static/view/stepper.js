@@ -1,39 +1,28 @@
 /* The stepper: where the reader is, and what the reader wants. */
 
 import { BranchView } from "./branch.js";
+import { Client } from "./client.js";
 import { Colours, Identities } from "./colours.js";
 import { clamp, DARK, h, icon, isStill, newId, plural, setAttribute, setText } from "./dom.js";
-import { ForkForm, keysPanel, KnobsForm, KnobsList, PromptForm, RequestForm, SharePanel } from "./forms.js";
+import { ForkForm, keysPanel, KnobsForm, KnobsList, promptForm, requestForm, SharePanel } from "./forms.js";
 import { DEFAULTS } from "./limits.js";
 import { toFragment } from "./links.js";
-import { asAnswer, Run } from "./run.js";
-
-/**
- * @typedef {Object} Transport
- * @property {(message: object) => Promise<object>} send  a message to the session, its answer back
- * @property {{live: boolean, lookahead?: number, size?: number, reason?: string, fixed?: boolean,
- *   prompts?: boolean, start?: (onProgress: (loaded: number, total: number) => void) => Promise<void>}} capabilities
- *   `live`: messages are answered now; `start`: makes it live; `lookahead`: steps to fetch ahead of
- *   the reader; `size`: bytes that `start` loads; `reason`: why it can never be live; `fixed`: it
- *   steps on, but cannot go back and no knob can be turned; `prompts`: requests are added as text
- * @property {(callback: (error: Error) => void) => void} [onDeath]  called when the session is lost
- */
+import { Run } from "./run.js";
 
 const SPEEDS = [["slow", 1600], ["normal", 800], ["fast", 300]];
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
-const STEPS_A_MESSAGE = 200;
 
 class Stepper {
   #listeners = {};
   #cleanups = [];
-  #queue = Promise.resolve();
   #timer = 0;
   #filling = false;
 
-  constructor(element, { transport, scenario = null, recording = null, history = null, scenarios = [], options = {} }) {
+  constructor(element, { transport, scenario = null, recording = null, scenarios = [], options = {} }) {
     this.root = element;
-    this.transport = transport;
+    this.client = new Client(transport, (error) => this.say(error.message));
+    this.capabilities = transport.capabilities;
     this.scenarios = scenarios;
     this.options = options;
     this.step = -1;
@@ -42,20 +31,19 @@ class Stepper {
     this.addedIds = new Set();
     this.hover = { request: null, block: null };
     this.identities = new Identities();
-    this.liveState = transport.capabilities.live ? "on" : "off";
     this.main = new Run("main", this.identities);
     this.fork = null;
     this.#build();
     transport.onDeath?.((error) => this.#died(error));
-    this.load(scenario, recording ?? history, options.step ?? scenario?.step ?? 0);
+    this.load(scenario, recording, options.step ?? scenario?.step ?? 0);
   }
 
   get isLive() {
-    return this.liveState === "on";
+    return this.client.isLive;
   }
 
   get canRunLive() {
-    return this.isLive || (Boolean(this.transport.capabilities.start) && this.liveState !== "starting");
+    return this.client.canRunLive;
   }
 
   get runs() {
@@ -151,10 +139,10 @@ class Stepper {
   }
 
   #buildDrawers() {
-    const { fixed, prompts, live } = this.transport.capabilities;
+    const { fixed, prompts, live } = this.capabilities;
     const drawers = [
       ["Knobs", fixed ? new KnobsList() : new KnobsForm(this)],
-      prompts ? ["Add a prompt", new PromptForm(this)] : fixed && !live ? null : ["Add a request", new RequestForm(this)],
+      prompts ? ["Add a prompt", promptForm(this)] : fixed && !live ? null : ["Add a request", requestForm(this)],
       fixed ? null : ["What if …", new ForkForm(this)],
       this.options.canShare ? ["Share", new SharePanel(this)] : null,
       ["Keys", keysPanel()],
@@ -284,7 +272,7 @@ class Stepper {
     this.views = { main: this.#newView("main") };
     this.branches.append(this.views.main.element);
     this.scenario = scenario ?? recording?.scenario ?? null;
-    if (recording) this.main.take(asAnswer(recording));
+    if (recording) this.main.take({ ...recording, first_step: 0 });
     else if (this.scenario) this.main.take({ config: { ...DEFAULTS, ...this.scenario.config }, scenario: this.scenario });
     if (this.scenario) this.main.scenario = this.scenario;
     this.recording = recording;
@@ -295,7 +283,7 @@ class Stepper {
     setText(this.question, this.scenario?.question ?? "");
     const hasNothing = !recording && !this.isLive && this.scenario;
     this.say(hasNothing ? `This scenario (${plural(this.scenario.requests?.length ?? 0, "request")}, ${this.scenario.config.num_gpu_blocks} blocks) is not recorded in this page.${this.canRunLive ? " Press Run live to compute it." : ""}` : "");
-    if (this.isLive && this.scenario && !recording?.isOpen) this.#enqueue(() => this.#open());
+    if (this.isLive && this.scenario && !recording?.isOpen) this.client.enqueue(() => this.#open());
     this.#draw();
   }
 
@@ -307,21 +295,20 @@ class Stepper {
 
   /** Make the scheduler itself run: from here on every knob works. */
   async start() {
-    if (this.isLive || this.liveState === "starting") return;
-    this.liveState = "starting";
+    if (this.isLive || this.client.state === "starting") return;
     this.progress.value = 0;
     this.say("");
+    const started = this.client.start((loaded, total) => {
+      this.progress.value = total ? loaded / total : 0;
+      setText(this.liveText, loaded < total ? `${megabytes(loaded)} of ${megabytes(total)}` : "starting Python …");
+    });
     this.#drawLive();
     try {
-      await this.transport.capabilities.start((loaded, total) => {
-        this.progress.value = total ? loaded / total : 0;
-        setText(this.liveText, loaded < total ? `${megabytes(loaded)} of ${megabytes(total)}` : "starting Python …");
-      });
-      this.liveState = "on";
+      await started;
       if (this.scenario) await this.#open();
       this.#emit("live", {});
     } catch (error) {
-      this.liveState = "dead";
+      this.client.state = "dead";
       this.say(`The live scheduler did not start: ${error.message}${this.main.steps.length ? " The recorded run stays." : ""}`);
     }
     this.#draw();
@@ -329,44 +316,23 @@ class Stepper {
 
   #died(error) {
     this.#pause();
-    this.liveState = "dead";
+    this.client.state = "dead";
     this.say(`The live scheduler stopped: ${error.message} What you see stays; Restart runs it again.`);
     this.#draw();
   }
 
-  async #send(message) {
-    const answer = await this.transport.send(message);
-    if (!answer.ok) throw Object.assign(new Error(answer.errors.map((e) => e.message).join(" ")), { errors: answer.errors });
-    return answer;
-  }
-
-  /** One intent after the other; a failed one says why and leaves things as they were. */
-  #enqueue(work) {
-    this.#queue = this.#queue.then(work).catch((error) => {
-      if (this.isLive) this.say(error.message);
-    });
-    return this.#queue;
-  }
-
   /** Run an intent; its errors, if the session refused it. */
   async #attempt(work) {
-    let errors = [];
     if (!this.isLive) await this.start();
     if (!this.isLive) return [{ field: "", message: "the scheduler is not live" }];
-    await this.#enqueue(async () => {
-      try {
-        await work();
-      } catch (error) {
-        errors = error.errors ?? [{ field: "", message: error.message }];
-      }
-    });
+    const errors = await this.client.attempt(work);
     this.#draw();
     return errors;
   }
 
   /** Open the scenario in the session and run to the step on show. */
   async #open() {
-    const answer = await this.#send({ type: "open", scenario: this.scenario });
+    const answer = await this.client.send({ type: "open", scenario: this.scenario });
     const step = Math.max(this.step, this.main.steps.length ? 0 : this.wantedStep, 0);
     this.main.take({ ...answer, first_step: 0 });
     await this.#grow(step + 1 + this.#lookahead);
@@ -374,19 +340,11 @@ class Stepper {
   }
 
   get #lookahead() {
-    return this.transport.capabilities.lookahead ?? 0;
+    return this.capabilities.lookahead ?? 0;
   }
 
-  /** Ask for steps until each run has `length` of them or is over. */
-  async #grow(length) {
-    for (const run of this.runs) {
-      while (!run.isOver && run.steps.length < length) {
-        const before = run.steps.length;
-        const count = Math.min(length - before, STEPS_A_MESSAGE);
-        run.take(await this.#send({ type: "step", branch: run.name, count }));
-        if (run.steps.length === before) break;
-      }
-    }
+  #grow(length) {
+    return this.client.grow(this.runs, length);
   }
 
   /** Fetch a few steps ahead, so that the next click finds its snapshot here. */
@@ -395,7 +353,7 @@ class Stepper {
     const length = this.step + 1 + this.#lookahead;
     if (this.runs.every((run) => run.isOver || run.steps.length >= length - this.#lookahead / 2)) return;
     this.#filling = true;
-    this.#enqueue(async () => {
+    this.client.enqueue(async () => {
       try {
         await this.#grow(length);
       } finally {
@@ -410,7 +368,7 @@ class Stepper {
   /** Go to a step; past the last known one, the session makes more. */
   async goto(step) {
     const target = Math.max(step, 0);
-    if (target >= this.numSteps && this.canGrow) await this.#enqueue(() => this.#grow(target + 1));
+    if (target >= this.numSteps && this.canGrow) await this.client.enqueue(() => this.#grow(target + 1));
     this.#show(clamp(target, Math.min(0, this.numSteps - 1), this.numSteps - 1));
     this.#topUp();
   }
@@ -420,7 +378,7 @@ class Stepper {
     return this.#attempt(async () => {
       const step = this.step;
       for (const message of messages) {
-        const answer = await this.#send(message);
+        const answer = await this.client.send(message);
         this.#dropFork();
         this.main.take({ ...answer, first_step: 0 });
         this.scenario = answer.scenario ?? this.scenario;
@@ -430,21 +388,13 @@ class Stepper {
     });
   }
 
-  /** Drop what lies ahead of the reader, so that an intent counts from the step on show. */
-  async #rewind(run) {
-    if (this.transport.capabilities.fixed) return; // what has happened has happened
-    const length = run.at(this.step) + 1;
-    if (run.steps.length > length) run.take(await this.#send({ type: "rewind", branch: run.name, step: length }));
-  }
-
   /** The step that an intent comes before. */
   get nextStep() {
-    return this.transport.capabilities.fixed ? this.numSteps : this.step + 1;
+    return this.capabilities.fixed ? this.numSteps : this.step + 1;
   }
 
-  async #intervene(run, message) {
-    await this.#rewind(run);
-    run.take(await this.#send({ ...message, branch: run.name }));
+  #intervene(run, message) {
+    return this.client.intervene(run, run.at(this.step) + 1, message);
   }
 
   addRequest(request) {
@@ -469,7 +419,7 @@ class Stepper {
   openFork(knobs) {
     return this.#attempt(async () => {
       const step = this.main.at(this.step);
-      const answer = await this.#send({ type: "fork", step: Math.max(step, 0), knobs });
+      const answer = await this.client.send({ type: "fork", step: Math.max(step, 0), knobs });
       this.#adoptFork(answer);
       await this.#grow(step + 1 + this.#lookahead);
       this.#show(step);
@@ -583,7 +533,7 @@ class Stepper {
   #draw() {
     if (!this.views) return;
     this.root.dataset.step = this.step;
-    this.root.dataset.live = this.liveState;
+    this.root.dataset.live = this.client.state;
     this.root.dataset.forked = Boolean(this.fork);
     const view = { step: this.step, isLive: this.isLive, animate: this.animate };
     this.views.main.draw({ ...view, run: this.main, title: this.fork ? this.forkWords[0] : "" });
@@ -616,14 +566,14 @@ class Stepper {
   }
 
   #drawLive() {
-    const { capabilities } = this.transport;
+    const { capabilities } = this;
     const size = capabilities.size ? ` (${megabytes(capabilities.size)})` : "";
     const canStart = Boolean(capabilities.start);
-    this.liveButton.hidden = !canStart || this.liveState === "on" || this.liveState === "starting";
-    setText(this.liveButton, this.liveState === "dead" ? "Restart" : `Run live${size}`);
-    this.progress.hidden = this.liveState !== "starting";
-    if (this.liveState === "on") setText(this.liveText, "live");
-    else if (this.liveState !== "starting") setText(this.liveText, canStart ? "recorded run" : capabilities.reason ?? "recorded run");
+    this.liveButton.hidden = !canStart || this.client.state === "on" || this.client.state === "starting";
+    setText(this.liveButton, this.client.state === "dead" ? "Restart" : `Run live${size}`);
+    this.progress.hidden = this.client.state !== "starting";
+    if (this.client.state === "on") setText(this.liveText, "live");
+    else if (this.client.state !== "starting") setText(this.liveText, canStart ? "recorded run" : capabilities.reason ?? "recorded run");
   }
 
   // --- for others
@@ -647,7 +597,7 @@ class Stepper {
 /**
  * Draw a stepper in `element`.
  * @param {HTMLElement} element
- * @param {{transport: Transport, scenario?: object, recording?: Recording, history?: Recording,
+ * @param {{transport: Transport, scenario?: object, recording?: Recording,
  *   scenarios?: {name: string, title: string, scenario: object, recording?: Recording}[],
  *   options?: {step?: number, canShare?: boolean, key?: string}}} settings
  *   `options.key`: name of the URL fragment that a shared link has
@@ -656,9 +606,9 @@ export const mount = (element, settings) => {
   const stepper = new Stepper(element, settings);
   return {
     get state() {
-      const { step, pinned, main, fork, liveState } = stepper;
+      const { step, pinned, main, fork, client } = stepper;
       const branches = { main: main.steps, ...(fork ? { fork: fork.steps } : {}) };
-      return { step, selection: pinned, live: liveState, scenario: stepper.scenario, branches };
+      return { step, selection: pinned, live: client.state, scenario: stepper.scenario, branches };
     },
     gotoStep: (step) => stepper.goto(step),
     select: (id) => stepper.select(id),

@@ -19,8 +19,8 @@ export class TextsPanel {
       const oneLine = (text) => text.replaceAll("\n", "↵");
       const { before, fresh } = run.text(id, step);
       const prompt = run.prompts[id] ?? "";
-      const shown = prompt.length > 160 ? `…${prompt.slice(-160)}` : prompt;
-      return h("li", { data: { text: id } }, chip(identities, id), " ", h("span", { class: "mv-prompt" }, oneLine(shown)), h("span", { class: "mv-output" }, oneLine(before)), fresh ? h("mark", {}, oneLine(fresh)) : null);
+      const end = prompt.length > 160 ? `…${prompt.slice(-160)}` : prompt;
+      return h("li", { data: { text: id } }, chip(identities, id), " ", h("span", { class: "mv-prompt" }, oneLine(end)), h("span", { class: "mv-output" }, oneLine(before)), fresh ? h("mark", {}, oneLine(fresh)) : null);
     });
     this.list.replaceChildren(...items);
   }

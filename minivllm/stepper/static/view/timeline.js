@@ -4,9 +4,9 @@ import { chip, clamp, h, heading, legend, panel, plural, refill, setAttribute, s
 
 const LABEL_WIDTH = 58; // px, left of the heat map
 const LANES = [
-  { name: "batch", most: (run) => Math.max(1, ...run.steps.map((x) => x.stats.num_scheduled_reqs)), value: (x) => x.stats.num_scheduled_reqs, unit: "" },
-  { name: "tokens", most: (run) => Math.max(1, ...run.steps.map((x) => x.stats.num_scheduled_tokens)), value: (x) => x.stats.num_scheduled_tokens, unit: "" },
-  { name: "KV use", most: () => 1, value: (x) => x.stats.kv_cache_usage, unit: "%" },
+  { name: "batch", value: ({ stats }) => stats.num_scheduled_reqs },
+  { name: "tokens", value: ({ stats }) => stats.num_scheduled_tokens },
+  { name: "KV use", value: ({ stats }) => stats.kv_cache_usage, isShare: true },
 ];
 const STEP_LEGEND = [
   ["prefill", "several tokens (prompt)"],
@@ -20,7 +20,8 @@ const LANE_GAP = 7;
 
 /** Steps × requests as a heat map, with three lanes below; a click jumps. */
 export class TimelinePanel {
-  #drawn = {};
+  #layout = {};
+  #numPainted = 0; // steps up to here have their column
 
   constructor({ identities, colours, onJump }) {
     this.identities = identities;
@@ -45,10 +46,10 @@ export class TimelinePanel {
     this.view = view;
     const { run, step } = view;
     this.width ||= this.wrap.clientWidth || 600;
-    const state = this.#measure(run, step, this.width);
-    const isSame = Object.keys(state).every((key) => state[key] === this.#drawn[key]);
-    if (!isSame || run.steps.length < this.#drawn.numSteps) this.#paintAll(state, run);
-    else if (run.steps.length > this.#drawn.numSteps) this.#paintMore(run);
+    const layout = this.#measure(run, step);
+    const isSame = run === this.run && JSON.stringify(layout) === JSON.stringify(this.#layout);
+    if (!isSame || run.steps.length < this.#numPainted) this.#begin(layout, run);
+    this.#paintMore(run);
     this.#placeCursor(run.at(step));
     this.#rest();
     this.#drawMoments(run, step);
@@ -59,31 +60,43 @@ export class TimelinePanel {
   }
 
   /** Columns for more steps than there are yet, so that a growing run seldom rescales. */
-  #measure(run, step, width) {
-    const room = width - LABEL_WIDTH;
-    const wanted = run.isOver ? Math.max(run.steps.length, 24) : 32 * 2 ** Math.max(0, Math.ceil(Math.log2((run.steps.length + 1) / 32)));
+  #measure(run, step) {
+    const [numSteps, numRows] = [run.steps.length, run.ids.length];
+    const room = this.width - LABEL_WIDTH;
+    const wanted = run.isOver ? Math.max(numSteps, 24) : 32 * 2 ** Math.max(0, Math.ceil(Math.log2((numSteps + 1) / 32)));
     const columns = Math.min(wanted, Math.floor(room / 2));
-    const first = run.steps.length > columns ? clamp(run.at(step) - Math.floor(columns / 2), 0, run.steps.length - columns) : 0;
-    const rowHeight = clamp(300 / Math.max(run.ids.length, 1), 0.6, 17);
-    return { run, version: run.version, ids: run.ids.length, columns, first, width, rowHeight, theme: this.colours.theme, ratio: window.devicePixelRatio || 1 };
+    return {
+      columns,
+      columnWidth: room / columns,
+      first: numSteps > columns ? clamp(run.at(step) - Math.floor(columns / 2), 0, numSteps - columns) : 0,
+      numRows,
+      rowHeight: clamp(300 / Math.max(numRows, 1), 0.6, 17),
+      mosts: LANES.map(({ value, isShare }) => (isShare ? 1 : Math.max(1, ...run.steps.map(value)))),
+      version: run.version,
+      theme: this.colours.theme,
+      ratio: window.devicePixelRatio || 1,
+    };
   }
 
-  #paintAll(state, run) {
-    this.#drawn = { ...state, columnWidth: (state.width - LABEL_WIDTH) / state.columns, numSteps: state.first, tops: [] };
-    this.heatHeight = state.rowHeight * Math.max(run.ids.length, 1);
+  /** An empty canvas of the right size, with its labels. */
+  #begin(layout, run) {
+    this.run = run;
+    this.#layout = layout;
+    this.#numPainted = layout.first;
+    const { rowHeight, numRows, ratio } = layout;
+    this.heatHeight = rowHeight * Math.max(numRows, 1);
     const height = this.heatHeight + 6 + LANES.length * (LANE_HEIGHT + LANE_GAP) + 16;
-    this.base.width = Math.round(state.width * state.ratio);
-    this.base.height = Math.round(height * state.ratio);
+    this.base.width = Math.round(this.width * ratio);
+    this.base.height = Math.round(height * ratio);
     this.base.style.height = `${height}px`;
     this.context = this.base.getContext("2d");
-    this.context.setTransform(state.ratio, 0, 0, state.ratio, 0, 0);
+    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.#paintLabels(run, height);
-    this.#paintMore(run);
   }
 
   #paintLabels(run, height) {
     const { context, colours } = this;
-    const { rowHeight, columns, columnWidth, first } = this.#drawn;
+    const { rowHeight, columns, columnWidth, first } = this.#layout;
     context.font = "11px system-ui, sans-serif";
     context.textBaseline = "middle";
     const every = Math.ceil(12 / rowHeight);
@@ -98,7 +111,6 @@ export class TimelinePanel {
       const middle = every === 1 ? (index + 0.5) * rowHeight : index * rowHeight + 6;
       context.fillText(id.length > 7 ? `${id.slice(0, 6)}…` : id, 7, middle);
     });
-    this.#drawn.mosts = LANES.map((lane) => lane.most(run));
     LANES.forEach((lane, index) => {
       const top = this.#laneTop(index);
       context.fillStyle = colours.get("muted");
@@ -120,34 +132,27 @@ export class TimelinePanel {
   }
 
   #x(step) {
-    return LABEL_WIDTH + (step - this.#drawn.first) * this.#drawn.columnWidth;
+    return LABEL_WIDTH + (step - this.#layout.first) * this.#layout.columnWidth;
   }
 
   #paintMore(run) {
-    const { first, columns, numSteps, mosts } = this.#drawn;
-    if (LANES.some((lane, i) => run.steps.slice(numSteps).some((x) => lane.value(x) > mosts[i]))) {
-      const { run: _, columnWidth, numSteps: __, mosts: ___, tops, ...state } = this.#drawn;
-      if (numSteps > first) {
-        this.#paintAll({ ...state, run }, run);
-        return;
-      }
-    }
+    const { first, columns } = this.#layout;
     const index = new Map(run.ids.map((id, i) => [id, i]));
     const last = Math.min(run.steps.length, first + columns);
-    for (let step = Math.max(numSteps, first); step < last; step += 1) this.#paintColumn(run.steps[step], step, index);
-    this.#drawn.numSteps = run.steps.length;
+    for (let step = this.#numPainted; step < last; step += 1) this.#paintColumn(run.steps[step], step, index);
+    this.#numPainted = last;
   }
 
   #paintColumn(snapshot, step, index) {
     const { context, colours } = this;
-    const { rowHeight, columnWidth, mosts } = this.#drawn;
+    const { rowHeight, columnWidth, mosts } = this.#layout;
     const x = this.#x(step);
     const gap = columnWidth > 5 ? 1 : 0;
     const w = Math.max(columnWidth - gap, 0.8);
     const pad = rowHeight > 6 ? 1 : 0;
     for (const [id, row] of Object.entries(snapshot.requests)) {
       const y = index.get(id) * rowHeight;
-      const tokens = row.num_scheduled_tokens;
+      const { num_scheduled_tokens: tokens } = row;
       if (tokens) {
         const height = tokens > 1 || rowHeight < 5 ? rowHeight - 2 * pad : (rowHeight - 2 * pad) * 0.42;
         context.fillStyle = colours.get(`c${this.identities.colour(id)}`);
@@ -169,7 +174,7 @@ export class TimelinePanel {
 
   #paintMark(event, x, y) {
     const { context, colours } = this;
-    const r = clamp(this.#drawn.rowHeight * 0.3, 1.2, 4.5);
+    const r = clamp(this.#layout.rowHeight * 0.3, 1.2, 4.5);
     if (event.type === "preempted") {
       context.strokeStyle = colours.get("alarm");
       context.lineWidth = r > 2 ? 2.2 : 1.2;
@@ -188,19 +193,18 @@ export class TimelinePanel {
   }
 
   #placeCursor(step) {
-    const { columnWidth, first, columns, width } = this.#drawn;
+    const { columnWidth, first, columns } = this.#layout;
     const x = this.#x(step);
     this.cursor.hidden = step < 0;
     this.cursor.style.transform = `translateX(${x - 1}px)`;
     this.cursor.style.width = `${columnWidth + 1}px`;
     this.future.style.left = `${x + columnWidth}px`;
     this.future.style.width = `${Math.max(0, this.#x(first + columns) - x - columnWidth)}px`;
-    this.wrap.dataset.width = width;
   }
 
   #stepAt(event) {
     const x = event.clientX - this.wrap.getBoundingClientRect().left;
-    const step = Math.floor((x - LABEL_WIDTH) / this.#drawn.columnWidth) + this.#drawn.first;
+    const step = Math.floor((x - LABEL_WIDTH) / this.#layout.columnWidth) + this.#layout.first;
     return x >= LABEL_WIDTH && step < this.view.run.steps.length ? step : null;
   }
 
@@ -219,7 +223,7 @@ export class TimelinePanel {
     const step = this.#stepAt(event);
     if (step === null) return this.#rest();
     const { run } = this.view;
-    const id = run.ids[Math.floor((event.clientY - this.wrap.getBoundingClientRect().top) / this.#drawn.rowHeight)];
+    const id = run.ids[Math.floor((event.clientY - this.wrap.getBoundingClientRect().top) / this.#layout.rowHeight)];
     const tokens = run.steps[step].requests[id]?.num_scheduled_tokens;
     setText(this.readout, `${this.#say(step)}${tokens ? `; ${id}: ${plural(tokens, "token")}` : ""}`);
   }
