@@ -408,6 +408,27 @@ def at_their_limits() -> Iterator[dict[str, Any]]:
         yield {**GOOD, "requests": [{**request, "request_id": text}]}
 
 
+@in_browser
+def test_the_modules_run_as_they_are_written(stepper_page: Page, steppers_url: str) -> None:
+    """Not joined, as a server serves them: another page's own script mounts a recorded run."""
+    page, run = stepper_page, record(SCENARIOS["swap"])
+    page.goto(f"{steppers_url}cramped.html")
+    page.evaluate(
+        """async ([address, scenario, recording]) => {
+          const { mount } = await import(address);
+          const element = document.createElement("div");
+          element.id = "own";
+          document.body.append(element);
+          const transport = { capabilities: { live: false } };
+          window.own = mount(element, { transport, scenario, recording });
+        }""",
+        [f"{steppers_url}view/index.js", SCENARIOS["swap"].to_dict(), run],
+    )
+    for step, (snapshot, sentences) in enumerate(zip(run["steps"], run["sentences"], strict=True)):
+        page.evaluate("(step) => window.own.gotoStep(step)", step)
+        agrees(read(page, "#own"), snapshot, sentences)
+
+
 HOSTILE: dict[str, str] = {
     "too large": "A" * 90_000,
     "no base64": "%3Cscript%3E",

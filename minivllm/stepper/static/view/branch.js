@@ -9,7 +9,6 @@ import { TextsPanel } from "./texts.js";
 import { TimelinePanel } from "./timeline.js";
 import { WhyPanel } from "./why.js";
 
-/** All panels of one run. */
 export class BranchView {
   constructor(context) {
     this.context = context;
