@@ -57,6 +57,15 @@ const describeBlock = (snapshot, id) => {
   return `${parts.join("; ")}.`;
 };
 
+/** The block that an arrow key leads to from block `id`; null, if another key was pressed. */
+const blockAfter = (event, id, perRow, numBlocks) => {
+  const jump = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow }[event.key];
+  if (!jump) return null;
+  event.preventDefault();
+  event.stopPropagation();
+  return clamp(id + jump, 0, numBlocks - 1);
+};
+
 /** A small pool: one button for each block. */
 class BlockGrid {
   #cells = [];
@@ -126,14 +135,11 @@ class BlockGrid {
   #move(event) {
     const id = Number(event.target.dataset?.block);
     const perRow = Math.max(1, this.#cells.filter((cell) => cell.offsetTop === this.#cells[0].offsetTop).length);
-    const jump = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow }[event.key];
-    if (!jump || Number.isNaN(id)) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const target = this.#cells[clamp(id + jump, 0, this.#cells.length - 1)];
+    const next = blockAfter(event, id, perRow, this.#cells.length);
+    if (next === null) return;
     this.#cells[id].tabIndex = -1;
-    target.tabIndex = 0;
-    target.focus();
+    this.#cells[next].tabIndex = 0;
+    this.#cells[next].focus();
   }
 
   mark(isLit) {
@@ -265,11 +271,9 @@ class BlockCanvas {
   }
 
   #move(event) {
-    const jump = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.perRow, ArrowUp: -this.perRow }[event.key];
-    if (!jump) return;
-    event.preventDefault();
-    event.stopPropagation();
-    this.#cursor = clamp(this.#cursor + jump, 0, this.view.snapshot.blocks.state.length - 1);
+    const next = blockAfter(event, this.#cursor, this.perRow, this.view.snapshot.blocks.state.length);
+    if (next === null) return;
+    this.#cursor = next;
     this.onBlock(this.#cursor);
     setAttribute(this.element, "aria-label", describeBlock(this.view.snapshot, this.#cursor));
   }

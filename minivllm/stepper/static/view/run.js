@@ -18,16 +18,11 @@ const emptySnapshot = (config) => {
   const numCpuBlocks = config.preemption_mode === "swap" ? config.num_cpu_blocks : 0;
   return {
     step: -1,
-    inputs: [],
     waiting: [],
     running: [],
     requests: {},
     scheduled: [],
-    budget: {
-      max_num_batched_tokens: config.max_num_batched_tokens,
-      spent: 0,
-      left: config.max_num_batched_tokens,
-    },
+    budget: { max_num_batched_tokens: config.max_num_batched_tokens, spent: 0 },
     blocks: {
       state: `0${".".repeat(numBlocks - 1)}`,
       ref_cnt: Array(numBlocks).fill(0),
@@ -38,10 +33,12 @@ const emptySnapshot = (config) => {
     cpu_blocks: { num_blocks: numCpuBlocks, owners: Array(numCpuBlocks).fill(null) },
     events: [],
     stats: {},
-    sampled: {},
     finished: [],
   };
 };
+
+const MOMENTS = ["preempted", "swapped_in", "refused"];
+const ENDS = ["refused", "aborted", "stopped", "finished"];
 
 /** One branch: its snapshots so far, and what can be said of the whole run. */
 export class Run {
@@ -62,14 +59,14 @@ export class Run {
     this.#forget();
   }
 
-  #moments = {};
-
   #forget() {
     /** Ids in order of arrival. */
     this.ids = [];
     this.arrivedAt = new Map();
     this.endedAt = new Map();
     this.longest = 1;
+    /** Steps worth a jump: `{step, type, id}`, the first of each type in a step. */
+    this.moments = [];
   }
 
   /** Take an answer of the session. @param {Recording} answer */
@@ -98,6 +95,10 @@ export class Run {
   }
 
   #note(snapshot) {
+    for (const type of MOMENTS) {
+      const event = snapshot.events.find((candidate) => candidate.type === type);
+      if (event) this.moments.push({ step: snapshot.step, type, id: event.request_id });
+    }
     for (const event of snapshot.events) {
       const id = event.request_id;
       if (event.type === "arrived") {
@@ -109,7 +110,7 @@ export class Run {
           this.config.max_model_len ?? Infinity,
         );
         this.longest = Math.max(this.longest, Number.isFinite(most) ? most : event.num_prompt_tokens);
-      } else if (["refused", "aborted", "stopped", "finished"].includes(event.type)) {
+      } else if (ENDS.includes(event.type)) {
         this.endedAt.set(id, { step: snapshot.step, how: event.type });
       }
     }
@@ -143,22 +144,6 @@ export class Run {
   /** Who was refused, aborted or finished before or in the step shown. */
   ended(step) {
     return this.ids.filter((id) => (this.endedAt.get(id)?.step ?? Infinity) <= step);
-  }
-
-  /** Steps worth a jump: `{step, text}`. */
-  moments() {
-    if (this.#moments.length === this.steps.length && this.#moments.version === this.version) {
-      return this.#moments.found;
-    }
-    const found = [];
-    for (const snapshot of this.steps) {
-      for (const type of ["preempted", "swapped_in", "refused"]) {
-        const event = snapshot.events.find((candidate) => candidate.type === type);
-        if (event) found.push({ step: snapshot.step, type, id: event.request_id });
-      }
-    }
-    this.#moments = { found, length: this.steps.length, version: this.version };
-    return found;
   }
 }
 

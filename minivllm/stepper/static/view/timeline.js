@@ -234,7 +234,7 @@ export class TimelinePanel {
 
   #drawMoments(run, step) {
     const words = { preempted: "preempted", swapped_in: "back from the CPU", refused: "refused" };
-    const all = run.moments();
+    const all = run.moments;
     const start = Math.max(0, all.findIndex((moment) => moment.step > step - 1) - 3);
     const some = all.slice(start, start + 7).map((moment) => ({ ...moment, isHere: moment.step === run.at(step) }));
     const makeButton = ({ step: target, type, id, isHere }) =>
