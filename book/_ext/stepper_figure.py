@@ -62,12 +62,12 @@ def picture(steps: list[dict[str, Any]], index: int, title: str) -> str:
             y += ROW
         y += 24
     blocks, height = pool(snapshot, paint)
-    y = max(y, height)
-    parts.append(rect(1, y - 9, 14, 9, "var(--mv-page)", 'stroke="currentColor"'))
-    parts.append(text(22, y, "sampled when the step ends: the next gap of one"))
+    bottom = max(y, height)
+    parts.append(rect(1, bottom - 9, 14, 9, "var(--mv-page)", 'stroke="currentColor"'))
+    parts.append(text(22, bottom, "sampled when the step ends: the next gap of one"))
     label = f"{title}: the queues and the block pool at step {index}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {y + 8}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 8:g}" role="img" aria-label="{escape(label)}" '
         f'style="width:100%;font:13px system-ui,sans-serif;fill:currentColor">'
         f"{''.join(parts)}{blocks}</svg>"
     )
