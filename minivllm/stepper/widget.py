@@ -11,10 +11,8 @@ On a static page, where no kernel answers, the same cell shows the recorded run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -26,15 +24,8 @@ from minivllm.runs.scenario import Scenario, ScenarioError, ScenarioRequest
 from minivllm.runs.scenarios import SCENARIOS
 from minivllm.stepper.embed import stepper_html
 from minivllm.stepper.live import LiveSession
+from minivllm.stepper.modules import STATIC, joined
 from minivllm.stepper.session import MAX_STEPS, MAX_STEPS_A_MESSAGE, Branch, StepperSession
-
-STATIC = Path(__file__).parent / "static"
-
-
-def module_text() -> str:
-    """view.js and widget.js as one ES module: anywidget takes a single text."""
-    view, glue = ((STATIC / name).read_text(encoding="utf-8") for name in ("view.js", "widget.js"))
-    return view + re.sub(r'^import .* from "\./view\.js";\n', "", glue, flags=re.MULTILINE)
 
 
 class SchedulerStepper(anywidget.AnyWidget):
@@ -62,7 +53,7 @@ class SchedulerStepper(anywidget.AnyWidget):
         ValueError: if a scheduler keeps no history, or it is unclear what to step.
     """
 
-    _esm = module_text()
+    _esm = joined("widget.js")
     _css = (STATIC / "view.css").read_text(encoding="utf-8")
 
     step = traitlets.Int(-1, help="The step on show, from 0; -1 before the first.").tag(sync=True)
