@@ -13,7 +13,8 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
-from minivllm.models.attention import AttentionMetadata, GraphAttention, token_positions
+from minivllm.models.attention.metadata import AttentionMetadata, token_positions
+from minivllm.models.attention.selector import GraphAttention
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.late_tokens import LateTokens

@@ -16,13 +16,11 @@ import torch.nn.functional as F
 
 from minivllm import LLM, SamplingParams
 from minivllm.models import cpu_kernels
-from minivllm.models.attention import (
-    AttentionMetadata,
-    CPUPagedAttention,
-    PagedAttention,
-    attention_class,
-    reference_paged_attention,
-)
+from minivllm.models.attention.cpu import CPUPagedAttention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.reference import reference_paged_attention
+from minivllm.models.attention.sdpa import PagedAttention
+from minivllm.models.attention.selector import attention_class
 from minivllm.models.cpu_decoder import CPUDecoder
 from minivllm.models.cpu_kernels import CPUKernels, is_packed, load_kernels
 from minivllm.models.loader import tiny_random_model

@@ -12,15 +12,11 @@ from serving import build, hf_generate, hf_model, token_ids
 
 from minivllm.core import SamplingParams, SchedulerConfig
 from minivllm.models import llama
-from minivllm.models.attention import (
-    CHUNK_ROWS,
-    QUERY_TILE,
-    AttentionMetadata,
-    BatchInvariantAttention,
-    CPUPagedAttention,
-    PagedAttention,
-    reference_paged_attention,
-)
+from minivllm.models.attention.batch_invariant import QUERY_TILE, BatchInvariantAttention
+from minivllm.models.attention.cpu import CPUPagedAttention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.reference import reference_paged_attention
+from minivllm.models.attention.sdpa import CHUNK_ROWS, PagedAttention
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import load_kernels
 from minivllm.models.llama import LlamaModel, fuse

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from minivllm import SamplingParams
-from minivllm.models.attention import AttentionMetadata, reference_paged_attention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.reference import reference_paged_attention
 
 # Before Triton is imported: it decides then. On a machine with a GPU the kernel is compiled.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="no Triton here: pip install triton (Linux) to run its kernel")
 
-from minivllm.models.triton_attention import TritonPagedAttention
+from minivllm.models.attention.triton import TritonPagedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -229,7 +230,7 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
 
 def test_splits_of_keys():
     """Never more than asked for, one for many requests, and enough to be busy with one."""
-    from minivllm.models.attention import MAX_SPLITS, PROGRAMS, num_splits
+    from minivllm.models.attention.splits import MAX_SPLITS, PROGRAMS, num_splits
 
     assert num_splits(1, 8, 132) == MAX_SPLITS
     assert num_splits(0, 8, 132) == MAX_SPLITS
@@ -286,7 +287,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minivllm.models import gpu_kernels, triton_attention
+from minivllm.models import gpu_kernels
+from minivllm.models.attention import triton as triton_attention
 
 TYPES = {"width": "i32", "inner": "i32", "table_width": "i32", "eps": "fp32", "scale": "fp32",
          "sums": "*fp32", "highest": "*fp32", "temperatures": "*fp32", "parts": "*fp32",

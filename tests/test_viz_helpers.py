@@ -32,10 +32,10 @@ def test_an_excerpt_is_the_lines_asked_for_without_their_indentation() -> None:
 
 
 def test_an_excerpt_of_a_file_needs_no_import() -> None:
-    found = excerpt_of_file("models/triton_attention.py", "block = tl.load(table", "slot = ")
+    found = excerpt_of_file("models/attention/triton.py", "block = tl.load(table", "slot = ")
     assert repr(found).splitlines()[0].startswith("block = tl.load(table")
     with pytest.raises(ValueError, match="'nowhere' is in 0 lines of models"):
-        excerpt_of_file("models/triton_attention.py", "nowhere", "slot = ")
+        excerpt_of_file("models/attention/triton.py", "nowhere", "slot = ")
 
 
 @pytest.mark.parametrize(

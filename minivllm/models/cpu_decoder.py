@@ -12,7 +12,7 @@ import ctypes
 import numpy as np
 from torch import Tensor
 
-from minivllm.models.attention import CPUPagedAttention
+from minivllm.models.attention.cpu import CPUPagedAttention
 from minivllm.models.cpu_kernels import CPUKernels, is_packed
 from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel

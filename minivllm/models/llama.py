@@ -16,12 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivllm.models.attention import (
-    QUERY_TILE,
-    AttentionMetadata,
-    GraphAttention,
-    attention_class,
-)
+from minivllm.models.attention.batch_invariant import QUERY_TILE
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.selector import GraphAttention, attention_class
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros

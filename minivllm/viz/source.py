@@ -44,7 +44,7 @@ def excerpt_of_file(path: str, first: str, last: str) -> Excerpt:
     """As `excerpt`, for code that cannot be imported everywhere, such as a GPU's kernel.
 
     Args:
-        path: below the package's folder, e.g. `models/triton_attention.py`.
+        path: below the package's folder, e.g. `models/attention/triton.py`.
         first: a part of the first line to show.
         last: a part of the last; the same line if it holds both.
 

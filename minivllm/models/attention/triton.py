@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minivllm.models.attention import AttentionMetadata, num_splits
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.splits import num_splits
 from minivllm.models.memory import to_device
 
 PREFILL_TILE = 32
