@@ -54,7 +54,7 @@ def test_the_kernel_is_the_reference(seed, block_size, num_heads, num_kv_heads, 
     kernel = TritonPagedAttention(block_size, num_kv_heads, torch.float32, DEVICE)
     kernel.multiprocessors = (2, 10, 132)[seed % 3]  # the more, the more a decode is split
     kernel.prepare(metadata)
-    got = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, scale)
+    got = kernel(query.to(DEVICE), cache.to(DEVICE), scale)
     torch.testing.assert_close(got.cpu(), expected)
 
 
@@ -63,13 +63,13 @@ def test_keys_of_others_are_not_seen():
     query, cache, metadata = batch(3, 16, 9, 3, 64)
     kernel = TritonPagedAttention(16, 3, torch.float32, DEVICE)
     kernel.prepare(metadata)
-    before = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    before = kernel(query.to(DEVICE), cache.to(DEVICE), 0.125)
     own = torch.zeros(cache.shape[1] * cache.shape[2], dtype=torch.bool)
-    for context, table in zip(metadata.context_lens, metadata.block_tables, strict=True):
+    for context, table in zip(metadata.seq_lens, metadata.block_tables, strict=True):
         for position in range(context):
             own[table[position // 16] * 16 + position % 16] = True
     cache.view(2, -1, 3, 64)[:, ~own] = float("nan")
-    after = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    after = kernel(query.to(DEVICE), cache.to(DEVICE), 0.125)
     assert torch.equal(before, after)
 
 

@@ -25,6 +25,8 @@ class BatchInvariantAttention:
     token's context leave its sums as they were, bit for bit: they multiply by 1 and add 0.
     """
 
+    row_tile: int | None = QUERY_TILE
+
     def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
         if KEY_TILE % block_size:
             raise ValueError(
@@ -33,22 +35,25 @@ class BatchInvariantAttention:
         self.block_size = block_size
         self.num_kv_heads = num_kv_heads
         self.device = device
+        self._tiles: list[tuple[Tensor, Tensor, int]] = []
+        """Of each tile of queries: block tables, positions, tiles of keys."""
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Give each tile of query tokens its block tables. Rows that only pad see one key."""
         lens = metadata.query_lens
-        positions, requests = token_positions(lens, metadata.context_lens)
+        positions, requests = token_positions(lens, metadata.seq_lens)
         tables = metadata.block_tables[requests]
         padding = len(metadata.slot_mapping) - len(positions)
         positions = np.pad(positions, (0, padding))
         most = cdiv(int(positions.max()) + 1, KEY_TILE) * (KEY_TILE // self.block_size)
         missing = max(most - tables.shape[1], 0)
         tables = np.pad(tables, ((0, padding), (0, missing)))
+        self._tiles = []
         for start in range(0, len(tables), QUERY_TILE):
             tile = slice(start, start + QUERY_TILE)
             num_tiles = int(positions[tile].max()) // KEY_TILE + 1
             width = num_tiles * (KEY_TILE // self.block_size)
-            metadata.tiles.append(
+            self._tiles.append(
                 (
                     torch.from_numpy(tables[tile, :width]).to(self.device),
                     torch.from_numpy(positions[tile]).to(self.device),
@@ -56,16 +61,14 @@ class BatchInvariantAttention:
                 )
             )
 
-    def __call__(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> Tensor:
+    def __call__(self, query: Tensor, kv_cache: Tensor, scale: float) -> Tensor:
         """As `reference_paged_attention`; T is a multiple of `QUERY_TILE`."""
         tiles = query.split(QUERY_TILE)
         return torch.cat(
             [
                 self._attend(tile, kv_cache, block_tables, positions, num_tiles, scale)
                 for tile, (block_tables, positions, num_tiles) in zip(
-                    tiles, metadata.tiles, strict=True
+                    tiles, self._tiles, strict=True
                 )
             ]
         )

@@ -19,6 +19,8 @@ class CPUPagedAttention:
         ValueError: if the kernel cannot be compiled here, or does not take such tensors.
     """
 
+    row_tile: int | None = None
+
     def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
         kernels = load_kernels()
         if kernels is None or device != "cpu" or dtype != torch.float32:
@@ -30,13 +32,11 @@ class CPUPagedAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Whose each row is, and where it stands."""
-        positions, owners = token_positions(metadata.query_lens, metadata.context_lens)
+        positions, owners = token_positions(metadata.query_lens, metadata.seq_lens)
         self._positions, self._owners = torch.from_numpy(positions), torch.from_numpy(owners)
         self._tables = torch.from_numpy(np.ascontiguousarray(metadata.block_tables))
 
-    def __call__(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> Tensor:
+    def __call__(self, query: Tensor, kv_cache: Tensor, scale: float) -> Tensor:
         """As `reference_paged_attention`, but the result takes the query's place."""
         self.kernels.paged_attention(
             query, kv_cache, self._tables, self._owners, self._positions, scale

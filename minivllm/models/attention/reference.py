@@ -24,10 +24,10 @@ def reference_paged_attention(
     heads_per_kv = query.shape[1] // kv_cache.shape[3]
     output = torch.zeros_like(query)
     row = 0
-    for query_len, context_len, block_table in zip(
-        metadata.query_lens, metadata.context_lens, metadata.block_tables, strict=True
+    for query_len, seq_len, block_table in zip(
+        metadata.query_lens, metadata.seq_lens, metadata.block_tables, strict=True
     ):
-        for position in range(context_len - query_len, context_len):
+        for position in range(seq_len - query_len, seq_len):
             seen = range(position + 1)
             slots = [block_table[p // block_size] * block_size + p % block_size for p in seen]
             keys, values = kv_cache.flatten(1, 2)[:, slots]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivllm.core.kv_cache_manager import cdiv
-from minivllm.models.attention.metadata import AttentionMetadata, DecodeGroup, PrefillChunk
+from minivllm.models.attention.metadata import AttentionMetadata
 from minivllm.models.memory import lazy_zeros
 
 GROUP_TOKENS = 4096
@@ -18,6 +19,31 @@ GROUP_TOKENS = 4096
 
 CHUNK_ROWS = 256
 """Queries of a request that attend in one call: the mask of more would be large."""
+
+
+@dataclass
+class DecodeGroup:
+    """Requests with one query token each, of similar length, padded to the longest."""
+
+    rows: slice
+    """Their rows in the flat batch."""
+    block_ids: Tensor
+    """[group × blocks of the longest]: padded with the null block."""
+    mask: Tensor
+    """[group, 1, 1, keys]: 0 where a key exists, -inf where there is padding."""
+
+
+@dataclass
+class PrefillChunk:
+    """Query tokens of one request that come one after another."""
+
+    rows: slice
+    block_ids: Tensor
+    num_keys: int
+    """Keys in the cache, those of the chunk itself included."""
+    mask: Tensor | None
+    """[queries, keys]: 0 where a query sees a key, else -inf; None if the chunk starts at
+    position 0."""
 
 
 class PagedAttention:
@@ -29,66 +55,70 @@ class PagedAttention:
     no key is ever copied per query head.
     """
 
+    row_tile: int | None = None
+
     def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
         self.block_size = block_size
         self.num_kv_heads = num_kv_heads
         self.dtype = dtype
         self.device = device
+        self._decode_groups: list[DecodeGroup] = []
+        self._prefill_chunks: list[PrefillChunk] = []
         self._workspace = torch.empty(0, dtype=dtype, device=device)
         self._mask = torch.empty(0, 0, dtype=dtype, device=device)
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Work out groups, indices and masks, for all layers. Single-token requests come first."""
-        metadata.decode_groups, metadata.prefill_chunks = [], []
+        self._decode_groups, self._prefill_chunks = [], []
         self._prepare_decodes(metadata)
         first = metadata.num_decodes
         row = int(metadata.query_lens[:first].sum())
-        for query_len, context_len, table in zip(
+        for query_len, seq_len, table in zip(
             metadata.query_lens[first:].tolist(),
-            metadata.context_lens[first:].tolist(),
+            metadata.seq_lens[first:].tolist(),
             metadata.block_tables[first:],
             strict=True,
         ):
             for start in range(0, query_len, CHUNK_ROWS):
                 end = min(start + CHUNK_ROWS, query_len)
-                metadata.prefill_chunks.append(
+                self._prefill_chunks.append(
                     self._prefill_chunk(
-                        slice(row + start, row + end), context_len - query_len + end, table
+                        slice(row + start, row + end), seq_len - query_len + end, table
                     )
                 )
             row += query_len
 
-    def _prefill_chunk(self, rows: slice, context_len: int, table: np.ndarray) -> PrefillChunk:
+    def _prefill_chunk(self, rows: slice, num_keys: int, table: np.ndarray) -> PrefillChunk:
         query_len = rows.stop - rows.start
-        block_ids = self._indices(table[: cdiv(context_len, self.block_size)])
-        mask = self._causal_mask(query_len, context_len) if query_len < context_len else None
-        return PrefillChunk(rows, block_ids, context_len, mask)
+        block_ids = self._indices(table[: cdiv(num_keys, self.block_size)])
+        mask = self._causal_mask(query_len, num_keys) if query_len < num_keys else None
+        return PrefillChunk(rows, block_ids, num_keys, mask)
 
-    def _causal_mask(self, query_len: int, context_len: int) -> Tensor:
+    def _causal_mask(self, query_len: int, num_keys: int) -> Tensor:
         """The last query sees all keys, the one before it all but one, and so on.
 
         So all masks are lower right corners of one, which is kept.
         """
         width = self._mask.shape[1]
-        if width < context_len:
-            width = max(2 * width, context_len, 1024)
+        if width < num_keys:
+            width = max(2 * width, num_keys, 1024)
             infinities = torch.full(
                 (CHUNK_ROWS, width), float("-inf"), dtype=self.dtype, device=self.device
             )
             self._mask = infinities.triu_(width - CHUNK_ROWS + 1)
-        mask = self._mask[CHUNK_ROWS - query_len :, width - context_len :]
+        mask = self._mask[CHUNK_ROWS - query_len :, width - num_keys :]
         return mask if self.device == "cpu" else mask.contiguous()  # a GPU wants rows aligned
 
     def _prepare_decodes(self, metadata: AttentionMetadata) -> None:
         """What `_decode` needs."""
-        lens = metadata.context_lens[: metadata.num_decodes]
+        lens = metadata.seq_lens[: metadata.num_decodes]
         num_blocks = -(-lens // self.block_size)
         start = 0
         for end in _group_ends(num_blocks.tolist(), self.block_size):
             width = num_blocks[start:end].max()
             keys = torch.arange(width * self.block_size, device=self.device)
             seen = keys < self._indices(lens[start:end])[:, None]
-            metadata.decode_groups.append(
+            self._decode_groups.append(
                 DecodeGroup(
                     slice(start, end),
                     self._indices(metadata.block_tables[start:end, :width]).flatten(),
@@ -97,16 +127,14 @@ class PagedAttention:
             )
             start = end
 
-    def __call__(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> Tensor:
+    def __call__(self, query: Tensor, kv_cache: Tensor, scale: float) -> Tensor:
         """As `reference_paged_attention`, but the result takes the query's place."""
-        self._decode(query, kv_cache, metadata, scale)
+        self._decode(query, kv_cache, scale)
         # [Hkv, query heads that share it, T, D]
         by_heads = query.unflatten(1, (self.num_kv_heads, -1)).permute(1, 2, 0, 3)
-        for chunk in metadata.prefill_chunks:
+        for chunk in self._prefill_chunks:
             keys, values = (
-                pages[0, : chunk.context_len]
+                pages[0, : chunk.num_keys]
                 .transpose(0, 1)[:, None]
                 .expand(-1, by_heads.shape[1], -1, -1)
                 for pages in self._gather(kv_cache, chunk.block_ids, 1)
@@ -121,11 +149,9 @@ class PagedAttention:
             )
         return query
 
-    def _decode(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> None:
+    def _decode(self, query: Tensor, kv_cache: Tensor, scale: float) -> None:
         """Do the rows of the requests with one query token."""
-        for group in metadata.decode_groups:
+        for group in self._decode_groups:
             rows = group.rows
             keys, values = self._gather(kv_cache, group.block_ids, rows.stop - rows.start)
             # [group, Hkv, queries that share the head, D]: the group's heads are its queries.

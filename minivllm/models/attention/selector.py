@@ -1,4 +1,4 @@
-"""What a model asks of an attention, and which one it gets."""
+"""What a model asks of an attention, and which one it gets. No other module imports one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from minivllm.models.cpu_kernels import MAX_ATTENTION_WIDTH, load_kernels
 
 
 class Attention(Protocol):
-    """What the model asks of an attention; `prepare` comes once before the layers of each step."""
+    """What the model asks of an attention; `prepare` comes once before the layers of each step,
+    and what it works out stays with the attention."""
+
+    row_tile: int | None
+    """Number that divides T in all calls, if there is one: the others compute in such tiles too."""
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Work out what all layers share."""
 
-    def __call__(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> Tensor:
-        """As `reference_paged_attention`; the query may be overwritten."""
+    def __call__(self, query: Tensor, kv_cache: Tensor, scale: float) -> Tensor:
+        """As `reference_paged_attention` of what was prepared; the query may be overwritten."""
 
 
 @runtime_checkable
@@ -39,44 +41,56 @@ class GraphAttention(Attention, Protocol):
         other contents."""
 
 
+def _triton(block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> Attention:
+    from minivllm.models.attention.triton import TritonPagedAttention  # not installed everywhere
+
+    return TritonPagedAttention(block_size, num_kv_heads, dtype, device)
+
+
+BACKENDS: dict[str, Callable[[int, int, torch.dtype, str], Attention]] = {
+    "sdpa": PagedAttention,
+    "cpu": CPUPagedAttention,
+    "triton": _triton,
+    "batch_invariant": BatchInvariantAttention,
+}
+"""What makes an attention of a block size, a number of key/value heads, a dtype and a device."""
+
 ATTENTION_BACKENDS = ("auto", "sdpa", "cpu", "triton")
+"""What can be asked for by name; `batch_invariant` is a knob of its own."""
 
 
-def attention_class(
-    backend: str, device: str, batch_invariant: bool, *, kernel_fits: bool = True
-) -> Callable[[int, int, torch.dtype, str], Attention]:
-    """The attention to use: "auto" is the device's own kernel if it can be had, else SDPA's.
+def choose_backend(
+    wanted: str, device: str, batch_invariant: bool, *, kernel_fits: bool = True
+) -> str:
+    """The name in `BACKENDS` to use: "auto" is the device's own kernel if it can be had, else SDPA.
 
     Args:
+        wanted: a name in `ATTENTION_BACKENDS`.
         kernel_fits: the CPU kernel takes this dtype and these heads.
 
     Raises:
-        ValueError: if `backend` is no name in `ATTENTION_BACKENDS`, if "cpu" is asked for and its
-            kernel is not made for the model's heads, if "triton" is asked for and
-            not installed, or along with `batch_invariant`.
+        ValueError: if `wanted` is no such name, if "cpu" is asked for and its kernel is not made
+            for the model's heads, if "triton" is asked for and not installed, or any but "auto"
+            along with `batch_invariant`.
     """
-    check_choice("attention_backend", backend, ATTENTION_BACKENDS)
+    check_choice("attention_backend", wanted, ATTENTION_BACKENDS)
     if batch_invariant:
-        if backend != "auto":
+        if wanted != "auto":
             raise ValueError(
                 f"batch_invariant=True has an attention of its own: leave attention_backend at "
-                f"'auto', got {backend!r}"
+                f"'auto', got {wanted!r}"
             )
-        return BatchInvariantAttention
-    if backend == "cpu" and not kernel_fits:
+        return "batch_invariant"
+    if wanted == "cpu" and not kernel_fits:
         raise ValueError(
             "attention_backend='cpu' takes float32 and heads of a width that 8 divides, together "
             f"at most {MAX_ATTENTION_WIDTH:,} wide; for this model leave it at 'auto'"
         )
     has_triton = importlib.util.find_spec("triton") is not None
-    if backend == "triton" and not has_triton:
+    if wanted == "triton" and not has_triton:
         raise ValueError("attention_backend='triton' needs Triton: pip install triton")
-    if backend == "triton" or (backend == "auto" and has_triton and device.startswith("cuda")):
-        from minivllm.models.attention.triton import TritonPagedAttention
-
-        return TritonPagedAttention
-    if backend == "cpu" or (
-        backend == "auto" and device == "cpu" and kernel_fits and load_kernels() is not None
-    ):
-        return CPUPagedAttention
-    return PagedAttention
+    if wanted != "auto":
+        return wanted
+    if has_triton and device.startswith("cuda"):
+        return "triton"
+    return "cpu" if device == "cpu" and kernel_fits and load_kernels() is not None else "sdpa"
