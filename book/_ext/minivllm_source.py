@@ -1,8 +1,8 @@
 """Excerpts link to the file they are from: a page of the site for each module that is quoted.
 
 `minivllm.viz.source` writes above an excerpt where its lines are. Here that becomes a link, while a
-page is read, to `source/<path>.html`, where every line has an id (`#L-230`) and the numbers that the
-caption says. The pages are made of the files that were quoted, when the site is written.
+page is read, to `source/<path>.html`, where every line has its number and an id (`#L-230`). The
+pages are made when the site is written, of the files that were quoted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             linenos="inline",
             linespans="L",
         )
-        body = f'<h1 class="mv-source-path">{html.escape(path)}</h1>\n<div class="mv-source-page">{code}</div>'
+        title = f'<h1 class="mv-source-path">{html.escape(path)}</h1>'
+        body = f'{title}\n<div class="mv-source-page">{code}</div>'
         yield f"source/{path}", {"title": path, "body": body, "parents": []}, "page.html"
 
 
