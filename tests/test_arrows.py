@@ -46,7 +46,6 @@ TYPES_ONLY = {("viz", "stepper")}
 """Arrows that may carry names for annotations and nothing else."""
 
 TO_MEND = {
-    ("viz", "sim"): "viz.simulator draws what sim measured: sim owns its figures",
     ("grading", "stepper"): "e07 records a run with stepper.session: recording is what runs is for",
     "grading.part": "with grading.sandbox, for `Failed`",
 }
