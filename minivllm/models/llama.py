@@ -16,12 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivllm.models.attention import (
-    QUERY_TILE,
-    AttentionMetadata,
-    GraphAttention,
-    attention_class,
-)
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.selector import BACKENDS, GraphAttention, choose_backend
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros
@@ -60,7 +56,7 @@ class LlamaModel:
         max_model_len: longest sequence: positions that RoPE is tabulated for.
         block_size: of the KV cache.
         batch_invariant: a token's logits do not depend, by a single bit, on the batch it is in.
-        attention_backend: "auto" or one to insist on (see `attention_class`).
+        attention_backend: "auto" or one to insist on (see `choose_backend`).
 
     Raises:
         ValueError: on a missing tensor or one of the wrong shape.
@@ -82,15 +78,17 @@ class LlamaModel:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.row_tile = QUERY_TILE if batch_invariant else None
-        self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
-        attention = attention_class(
+        self.attention_backend = choose_backend(
             attention_backend,
             device,
             batch_invariant,
             kernel_fits=dtype == torch.float32 and can_attend(config),
         )
-        self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
+        self.attention = BACKENDS[self.attention_backend](
+            block_size, config.num_key_value_heads, dtype, device
+        )
+        self.row_tile = self.attention.row_tile
+        self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
         self.ops = Ops()
         if isinstance(self.attention, GraphAttention):  # Triton's: it can be had, then
             from minivllm.models.gpu_kernels import GPUKernels
@@ -166,7 +164,7 @@ class LlamaModel:
             if not len(last):
                 return hidden
             self.attention.prepare(metadata)
-        attended = self.attention(query, kv_cache, metadata, self.scale)
+        attended = self.attention(query, kv_cache, self.scale)
         for rows in self._pieces(len(hidden)):
             self._mlp(layer, hidden[rows], attended[rows])
         return hidden
