@@ -16,11 +16,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from minivllm.sim.figures import kv_over_time, pareto, percentiles
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.workload import Trace
-from minivllm.viz.simulator import kv_over_time, pareto, percentiles
 from minivllm.viz.theme import COLORS, DARK, LIGHT, Palette, light_to_dark, template
 
 
@@ -137,7 +137,7 @@ def sweep_report(
     rows: Sequence[dict[str, Any]], x: str, y: str, label: Sequence[str] = (), **better: bool
 ) -> str:
     """A sweep as a page: the Pareto plot of two columns, and every row. Arguments: see
-    `minivllm.viz.simulator.pareto`."""
+    `minivllm.sim.figures.pareto`."""
     columns = [column for column in merge_rows(rows) if column != "key"]
     figure = _plain(pareto(rows, x, y, label=label, **better))
     parts = [_slot(0, figure), "<h2>All points</h2>", _rows_table(rows, columns)]
