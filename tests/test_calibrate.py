@@ -25,7 +25,8 @@ from minivllm.sim.calibrate import session, workloads
 from minivllm.sim.cost import CostModel, FittedCost, StepLoad, roofline
 from minivllm.sim.lengths import Constant, UniformLength
 from minivllm.sim.simulate import simulate
-from minivllm.sim.workload import ClosedLoop, OpenLoop, Trace, Workload
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import ClosedLoop, OpenLoop, Workload
 
 TRUTH = FittedCost(
     0.04,

@@ -319,7 +319,8 @@ def test_a_report_holds_what_it_needs(reports):
 def test_nothing_in_a_report_ends_its_script(tmp_path):
     pytest.importorskip("plotly")
     from minivllm.sim.report import run_report
-    from minivllm.sim.workload import Arrival, Trace
+    from minivllm.sim.trace import Trace
+    from minivllm.sim.workload import Arrival
 
     trace = Trace((Arrival(0, 5, 5, kind="</script><b>"), Arrival(1, 5, 5)), "<i>x</i>")
     scenario = Scenario(trace, cost=FixedCost(0.1))

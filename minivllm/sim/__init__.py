@@ -30,6 +30,7 @@ from minivllm.sim.results import SLO, LittlesLaw, RequestRecord, SimResult
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.simulate import Simulation, simulate
 from minivllm.sim.sweep import pareto_front, read_results, sweep
+from minivllm.sim.trace import Trace
 from minivllm.sim.workload import (
     MIXES,
     Arrival,
@@ -37,7 +38,6 @@ from minivllm.sim.workload import (
     Mix,
     OpenLoop,
     RequestClass,
-    Trace,
     Workload,
     get_mix,
 )

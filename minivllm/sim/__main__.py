@@ -33,7 +33,8 @@ from minivllm.sim.models import MODELS
 from minivllm.sim.results import SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.sweep import SweepError, pareto_front, sweep
-from minivllm.sim.workload import MIXES, ClosedLoop, Mix, OpenLoop, Trace, Workload
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import MIXES, ClosedLoop, Mix, OpenLoop, Workload
 
 PROG = "python -m minivllm.sim"
 

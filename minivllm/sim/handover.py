@@ -25,7 +25,8 @@ from minivllm.sim.checks import check_number
 from minivllm.sim.models import get_model
 from minivllm.sim.results import PERCENTILES, SimResult, percentile
 from minivllm.sim.scenario import Scenario
-from minivllm.sim.workload import Arrival, ClosedLoop, Mix, OpenLoop, Trace
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import Arrival, ClosedLoop, Mix, OpenLoop
 
 VLLM_FLAGS: dict[str, tuple[str, str]] = {
     "max_model_len": ("--max-model-len", "vllm/engine/arg_utils.py:802"),

@@ -20,7 +20,7 @@ from minivllm.sim.figures import kv_over_time, pareto, percentiles
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
-from minivllm.sim.workload import Trace
+from minivllm.sim.trace import Trace
 from minivllm.viz.theme import COLORS, DARK, LIGHT, Palette, light_to_dark, template
 
 
