@@ -18,6 +18,7 @@ from minivllm.models.config import ModelConfig
 from minivllm.models.gguf_file import convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
+from minivllm.text_file import read_text
 from minivllm.tokenizer import Tokenizer, check_tokenizer, load_tokenizer, tiny_tokenizer
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -128,9 +129,12 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{directory} has no {name}: it is not a Hugging Face model directory")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {value!r:.40}")
+    return value
 
 
 def _default_gguf() -> Path | None:

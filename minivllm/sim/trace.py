@@ -5,43 +5,84 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from random import Random
+from typing import Any
 
+from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number
-from minivllm.sim.workload import Arrival, OpenSource, Source, Workload
+from minivllm.sim.trace_formats import (
+    FORMATS,
+    ReadTrace,
+    numbered,
+    read_rows,
+    read_trace,
+    split_name,
+)
+from minivllm.sim.workload import Arrival, CappedSource, OpenSource, Source, Workload, gap
 
 
 @dataclass(frozen=True)
 class Trace:
     """Requests that were recorded, or made by hand, in the order of their arrival.
 
+    Args:
+        arrivals: the requests.
+        name: for tables.
+        max_concurrency: requests that the client has under way at most; who is due while so many
+            are waits at the client, where nobody measures (`vllm bench serve --max-concurrency`).
+        has_times: whether the arrival times are anybody's; if not, all are 0 (see `at_rate`).
+        notes: what was left out, estimated or changed when the trace was read.
+
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no request.
     """
 
     arrivals: tuple[Arrival, ...] = field(repr=False)
     name: str = "trace"
+    max_concurrency: int | None = None
+    has_times: bool = True
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.arrivals:
             raise ValueError(f"arrivals: the trace {self.name!r} is empty")
+        if self.max_concurrency is not None:
+            check_int("max_concurrency", self.max_concurrency, 1)
         ordered = tuple(sorted(self.arrivals, key=lambda arrival: arrival.time))
         object.__setattr__(self, "arrivals", ordered)
 
     def start(self, seed: int) -> Source:
+        if self.max_concurrency is not None:
+            return CappedSource(iter(self.arrivals), self.max_concurrency)
         return OpenSource(iter(self.arrivals))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "trace", "name": self.name, "num_requests": len(self.arrivals)}
+        data = {"kind": "trace", "name": self.name, "num_requests": len(self.arrivals)}
+        if self.max_concurrency is not None:
+            data["max_concurrency"] = self.max_concurrency
+        return data
 
     def scaled(self, factor: float) -> Trace:
         """The same requests, arriving `factor` times as fast."""
         check_number("factor", factor, above=0)
         moved = (replace(a, time=round(a.time / factor, 9)) for a in self.arrivals)
-        return Trace(tuple(moved), f"{self.name} x{factor:g}")
+        return replace(self, arrivals=tuple(moved), name=f"{self.name} x{factor:g}")
+
+    def at_rate(self, rate: float, burstiness: float = 1.0, seed: int = 0) -> Trace:
+        """The same requests in the same order, arriving as an `OpenLoop` makes them arrive.
+
+        Raises:
+            ValueError: as for `OpenLoop`.
+        """
+        rng, time, moved = Random(seed), 0.0, []
+        for arrival in self.arrivals:
+            time = round(time + gap(rng, rate, burstiness), 9)
+            moved.append(replace(arrival, time=time))
+        name = f"{self.name} at {rate:g}/s"
+        return replace(self, arrivals=tuple(moved), name=name, has_times=True)
 
     @classmethod
     def record(cls, workload: Workload, seed: int, name: str = "trace") -> Trace:
@@ -54,124 +95,50 @@ class Trace:
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]], name: str = "trace") -> Trace:
-        """A trace from dictionaries with the columns of `TRACE_COLUMNS`; the first three must be
-        there, others are passed over.
+        """A trace from dictionaries with the columns of a form in `FORMATS`; others are passed
+        over.
 
         Raises:
             ValueError: naming the row, the column and what is wrong.
         """
-        numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-        try:
-            arrivals = tuple(_arrivals_of(numbered))
-        except ValueError as error:
-            raise ValueError(f"{name}, {error}") from None
-        return cls(arrivals, name)
+        return cls._of(read_rows(numbered(rows, "row"), name), name)
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read a trace: `.csv` with a header line, or `.jsonl` with one object a line.
+    def load(cls, source: str | Path, *, count_tokens: Callable[[str], int] | None = None) -> Trace:
+        """Read a trace: `.csv` with a header line, `.jsonl` with one object a line, or `.json`
+        with conversations; also gzipped.
+
+        Args:
+            source: a path; as `NAME:PATH` it is read as that form (`FORMATS`, "sharegpt"), which
+                otherwise the columns tell.
+            count_tokens: of a text, for conversations.
 
         Raises:
             ValueError: naming the file, the line, the column and what is wrong.
             OSError: if there is no such file.
         """
-        path = Path(path)
-        read = {".csv": _csv_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}.get(path.suffix)
-        if read is None:
-            raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                arrivals = tuple(_arrivals_of(read(file)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name}: not UTF-8 text: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{path.name}, {error}") from None
-        return cls(arrivals, path.name)
+        form, path = split_name(source)
+        return cls._of(read_trace(path, form, count_tokens), path.name)
+
+    @classmethod
+    def _of(cls, read: ReadTrace, name: str) -> Trace:
+        return cls(tuple(read.arrivals), name, has_times=read.has_times, notes=tuple(read.notes))
 
     def save(self, path: str | Path) -> None:
         """Write a trace that `load` reads, as `.csv` or `.jsonl`."""
         path = Path(path)
+        columns = FORMATS["minivllm"].columns
         rows = [
-            {column: getattr(a, attribute) for column, (attribute, *_) in TRACE_COLUMNS.items()}
+            {name: getattr(a, column.attribute) for name, column in columns.items()}
             for a in self.arrivals
         ]
         with path.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
-                writer = csv.DictWriter(file, TRACE_COLUMNS)
+                writer = csv.DictWriter(file, columns)
                 writer.writeheader()
-                writer.writerows(rows)
+                for row in rows:
+                    writer.writerow({**row, "hash_ids": " ".join(map(str, row["hash_ids"]))})
             elif path.suffix in (".jsonl", ".ndjson"):
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             else:
                 raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
-
-
-def _integer(value: Any) -> int:
-    """An integer from a cell: `"12"` and `12.0` will do, `12.5` and True will not."""
-    number = float(value)
-    if isinstance(value, bool) or number != int(number):
-        raise ValueError(value)
-    return int(number)
-
-
-TRACE_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], bool]] = {
-    "arrival": ("time", float, True),
-    "prompt_len": ("prompt_len", _integer, True),
-    "output_len": ("output_len", _integer, True),
-    "kind": ("kind", str, False),
-    "priority": ("priority", _integer, False),
-    "prefix_group": ("prefix_group", str, False),
-    "prefix_len": ("prefix_len", _integer, False),
-}
-"""Column of a trace file -> attribute of `Arrival`, how to read it, whether it must be there."""
-
-
-def _arrivals_of(rows: Iterable[tuple[str, dict[Any, Any]]]) -> Iterator[Arrival]:
-    """Requests from rows, each with the place to name in an error."""
-    for place, row in rows:
-        values: dict[str, Any] = {}
-        for column, (attribute, convert, required) in TRACE_COLUMNS.items():
-            value = row.get(column)
-            if value is None or value == "":
-                if required:
-                    raise ValueError(f"{place}: {column} is missing")
-                continue
-            try:
-                values[attribute] = convert(value)
-            except (TypeError, ValueError, OverflowError):
-                kind = "a number" if convert is float else "an integer"
-                raise ValueError(f"{place}: {column} must be {kind}, got {value!r}") from None
-        try:
-            yield Arrival(**values)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-
-
-def _csv_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Rows of a CSV file, each with its (last) line."""
-    reader = csv.DictReader(file)
-    try:
-        for row in reader:
-            place = f"line {reader.line_num}"
-            if extra := row.get(None):
-                num_columns = len(row) - 1
-                raise ValueError(
-                    f"{place}: {num_columns + len(extra)} cells under {num_columns} columns"
-                )
-            yield place, row
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: not CSV: {error}") from None
-
-
-def _json_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Objects of a JSONL file, each with its line; empty lines are passed over."""
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number}: must be an object, got {line.strip():.40}")
-        yield f"line {number}", row

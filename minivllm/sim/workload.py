@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
@@ -40,12 +40,18 @@ class Arrival:
     prefix_group: str = ""
     """Requests of one group begin with the same `prefix_len` tokens."""
     prefix_len: int = 0
+    hash_ids: tuple[int, ...] = ()
+    """What the prompt consists of, if that is known: each id stands for `hash_size` tokens, the
+    same wherever the id is the same; the last may be cut. A prompt that is longer ends in tokens of
+    its own. More than a group can say: prefixes may branch."""
+    hash_size: int = 0
 
     def __post_init__(self) -> None:
         check_number("arrival", self.time, least=0)
         check_int("prompt_len", self.prompt_len, 1)
         check_int("output_len", self.output_len, 1)
         check_int("prefix_len", self.prefix_len, 0)
+        check_int("hash_size", self.hash_size, 1 if self.hash_ids else 0)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             raise ValueError(f"priority must be an integer, got {self.priority!r}")
 
@@ -234,6 +240,42 @@ class OpenSource:
         pass
 
 
+class CappedSource(OpenSource):
+    """Arrivals of a client that has at most `limit` requests under way: who is due then waits for
+    one to finish, and counts as arrived when it is sent."""
+
+    def __init__(self, arrivals: Iterator[Arrival], limit: int) -> None:
+        super().__init__(arrivals)
+        self._free = [0.0] * limit
+        """When each of the client's places became free."""
+
+    def next_time(self) -> float:
+        return max(super().next_time(), self._free[0]) if self._free else math.inf
+
+    def pop(self) -> Arrival:
+        time = self.next_time()
+        heapq.heappop(self._free)
+        return replace(super().pop(), time=time)
+
+    def finished(self, time: float) -> None:
+        heapq.heappush(self._free, time)
+
+
+def gap(rng: Random, rate: float, burstiness: float = 1.0) -> float:
+    """Seconds between two arrivals of an `OpenLoop`.
+
+    Raises:
+        ValueError: if the rate or the burstiness is no positive number.
+    """
+    check_number("rate", rate, above=0)
+    if burstiness == math.inf:
+        return 1 / rate
+    check_number("burstiness", burstiness, above=0)
+    if burstiness == 1:
+        return exponential(rng) / rate
+    return gamma(rng, burstiness) / (burstiness * rate)
+
+
 def _check_end(duration: float | None, num_requests: int | None) -> None:
     if duration is None and num_requests is None:
         raise ValueError("duration or num_requests must be given: traffic has to end")
@@ -268,27 +310,17 @@ class OpenLoop:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mix", get_mix(self.mix))
-        check_number("rate", self.rate, above=0)
+        gap(Random(0), self.rate, self.burstiness)  # it checks them
         _check_end(self.duration, self.num_requests)
-        if self.burstiness != math.inf:
-            check_number("burstiness", self.burstiness, above=0)
 
     def start(self, seed: int) -> Source:
         return OpenSource(self._arrivals(Random(seed)))
-
-    def _gap(self, rng: Random) -> float:
-        """Seconds between two arrivals."""
-        if self.burstiness == math.inf:
-            return 1 / self.rate
-        if self.burstiness == 1:
-            return exponential(rng) / self.rate
-        return gamma(rng, self.burstiness) / (self.burstiness * self.rate)
 
     def _arrivals(self, rng: Random) -> Iterator[Arrival]:
         assert isinstance(self.mix, Mix)
         time, count = 0.0, 0
         while self.num_requests is None or count < self.num_requests:
-            time = round(time + self._gap(rng), 9)
+            time = round(time + gap(rng, self.rate, self.burstiness), 9)
             if self.duration is not None and time > self.duration:
                 return
             yield self.mix.draw(time, rng)

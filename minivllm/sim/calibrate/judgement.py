@@ -16,6 +16,7 @@ from minivllm.sim.checks import check_number
 from minivllm.sim.cost import CostModel, FittedCost
 from minivllm.sim.simulate import simulate
 from minivllm.sim.workload import Workload
+from minivllm.text_file import read_json
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ class Calibration:
         Raises:
             ValueError: as for `from_dict`, naming the file.
         """
+        data = read_json(path)
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(data)
         except ValueError as error:
             raise ValueError(f"{Path(path).name}: {error}") from error
 
