@@ -345,7 +345,7 @@ def choose_traffic(
     else:
         workload = make_workload(options)
     if isinstance(workload, Trace):
-        notes += [note for note in workload.notes if not (options.rate and "arrive at 0" in note)]
+        notes += workload.notes
     return workload, notes
 
 

@@ -192,7 +192,7 @@ def _results_in(source: str | Path | dict[str, Any]) -> tuple[list[Any], str]:
             value, length = decoder.raw_decode(rest)
         except ValueError as error:
             raise ValueError(f"{name}: not JSON: {error}") from None
-        results += value if isinstance(value, list) else [value]
+        results += value if value and isinstance(value, list) else [value]
         end = len(text) - len(rest) + length
     if not results:
         raise ValueError(f"{name}: not JSON: it is empty")

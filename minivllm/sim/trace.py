@@ -15,6 +15,7 @@ from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number
 from minivllm.sim.trace_formats import (
     FORMATS,
+    NO_TIMES,
     ReadTrace,
     numbered,
     read_rows,
@@ -82,7 +83,8 @@ class Trace:
             time = round(time + gap(rng, rate, burstiness), 9)
             moved.append(replace(arrival, time=time))
         name = f"{self.name} at {rate:g}/s"
-        return replace(self, arrivals=tuple(moved), name=name, has_times=True)
+        notes = tuple(note for note in self.notes if NO_TIMES not in note)
+        return replace(self, arrivals=tuple(moved), name=name, has_times=True, notes=notes)
 
     @classmethod
     def record(cls, workload: Workload, seed: int, name: str = "trace") -> Trace:

@@ -162,6 +162,8 @@ FORMATS: dict[str, TraceFormat] = {
 SHAREGPT = "sharegpt"
 """Conversations: texts instead of lengths, and no times."""
 
+NO_TIMES = "it has no arrival times, so that all requests arrive at 0; a rate (--rate) spreads them"
+
 CHARACTERS_PER_TOKEN = 4
 """Of English text, about: what a length is estimated by if nobody counts tokens."""
 
@@ -383,7 +385,7 @@ def _read_conversations(
             num_left_out += 1
             continue
         arrivals.append(Arrival(0.0, lengths[0], lengths[1]))
-    notes = [f"{title}: it has no arrival times; all requests arrive at 0 unless a rate is given"]
+    notes = [f"{title}: {NO_TIMES}"]
     if count_tokens is None:
         notes.append(
             f"{title}: lengths are estimated, {CHARACTERS_PER_TOKEN} characters a token; "
