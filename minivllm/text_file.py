@@ -24,7 +24,7 @@ def open_text(path: str | Path) -> TextIO:
         OSError: if it cannot be opened.
     """
     path = Path(path)
-    raw: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    raw: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
     try:
         _refuse_other_encodings(raw.peek(4)[:4], path.name)
     except BaseException:

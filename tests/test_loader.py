@@ -56,7 +56,12 @@ def write_gguf(path: Path, arch: str = "llama", **changes: Any) -> Path:
     writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
     writer.add_tokenizer_pre(changes.get("pre", "gpt-2"))
     writer.add_token_list(vocab)
-    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
+    types = [3] * 3 + [1] * (len(vocab) - 3)
+    if num_types := changes.get("num_types", len(types)):
+        writer.add_token_types(types[:num_types])
+    for key, value in changes.get("metadata", {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](key, value)
     writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
