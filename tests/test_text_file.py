@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minivllm.conformance import read_traces
+from minivllm.runs.conformance import read_traces
 from minivllm.models.loader import _read_json
 from minivllm.sim import FittedCost, Trace, read_bench, read_results
 from minivllm.sim.calibrate import Calibration, recorded
