@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from minivllm.text_file import read_text
+
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
@@ -190,7 +192,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ValueError(f"{path} is corrupted: {error}") from error
     config: dict[str, Any] = {}
     if (config_path := directory / "tokenizer_config.json").is_file():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(config_path))
     special_tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         if token := config.get(name):
@@ -200,7 +202,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if (template_path := directory / "chat_template.jinja").is_file():
-        template = template_path.read_text(encoding="utf-8")
+        template = read_text(template_path)
     return Tokenizer(backend, template, special_tokens)
 
 

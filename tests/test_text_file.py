@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from minivllm.runs.conformance import read_traces
 from minivllm.models.loader import _read_json
+from minivllm.runs.conformance import read_traces
 from minivllm.sim import FittedCost, Trace, read_bench, read_results
 from minivllm.sim.calibrate import Calibration, recorded
 from minivllm.text_file import open_text, read_json, read_text
+from minivllm.tokenizer import load_tokenizer, tiny_tokenizer
 
 COST = FittedCost(0.01, {}, {0: 0.001})
 TRACE = {"arrival": 0.5, "prompt_len": 5, "output_len": 3}
@@ -99,3 +100,15 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_text(tmp_path / "nowhere")
+
+
+def test_a_tokenizers_settings_may_begin_with_a_mark(tmp_path: Path) -> None:
+    expected = tiny_tokenizer()
+    expected.save(tmp_path)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        if (path := tmp_path / name).is_file():
+            path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    read = load_tokenizer(tmp_path)
+    assert (read.eos_token_id, read.chat_template) == (
+        expected.eos_token_id, expected.chat_template,
+    )  # fmt: skip
