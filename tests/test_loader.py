@@ -468,7 +468,7 @@ def test_broken_directory(tmp_path: Path) -> None:
     for changes, message in [
         ({"architectures": ["OPTForCausalLM"]}, "OPTForCausalLM is not supported; .* Llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
         ({"layer_types": ["sliding_attention"]}, "sliding-window"),
         ({"num_hidden_layers": 4}, r"no tensor 'model\.layers\.3\."),
         ({"intermediate_size": 100}, r"gate_proj\.weight' has shape \(160, 64\)"),

@@ -42,7 +42,7 @@ def config_of(rope: dict[str, Any], **changes: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("name", ROPES)
 def test_the_longest_context_is_upstreams(name: str) -> None:
-    """vllm/config/model.py:2178: what scales, and from which length."""
+    """vllm/config/model.py:2187: what scales, and from which length."""
     rope, expected = ROPES[name]
     assert config_of(rope).derived_max_model_len == expected
 
@@ -78,7 +78,7 @@ def test_dynamic_is_the_plain_one_within_the_trained_length() -> None:
 
 
 def test_dynamic_from_a_trained_length_that_is_given() -> None:
-    """vllm/model_executor/layers/rotary_embedding/dynamic_ntk_scaling_rope.py:53."""
+    """vllm/model_executor/layers/rotary_embedding/dynamic_ntk_scaling_rope.py:58."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "max_trained_positions": 128}
     base = 10000.0 * (2.0 * 512 / 128 - 1) ** (16 / 14)
     frequencies = base ** (-torch.arange(0, 16, 2).float() / 16)

@@ -65,7 +65,7 @@ class ModelConfig:
         factor by which RoPE is stretched.
 
         Of "llama3", `max_position_embeddings` is the stretched length already; of "yarn" it may be
-        either, and the original length counts. Source: vllm/config/model.py:2178.
+        either, and the original length counts. Source: vllm/config/model.py:2187.
         """
         length, rope_type = self.max_position_embeddings, self.rope["rope_type"]
         if rope_type in ("default", "llama3"):

@@ -133,8 +133,8 @@ def read_weights(directory: Path) -> Mapping[str, Tensor]:
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise ValueError(
-            f"{directory} misses {len(missing)} of {len(shards)} shards that {index_path.name} "
-            f"names: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            f"{directory} misses {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}, which {index_path.name} names"
         )
     return _not_packed(MappedTensors([directory / shard for shard in shards]))
 

@@ -46,7 +46,7 @@ def _ntk_base(config: ModelConfig, max_model_len: int) -> float:
 
     Others work it out anew as a sequence grows, so that keys computed early would have to be turned
     again; in a cache they cannot, and the base is the same for all, as upstream's
-    (vllm/model_executor/layers/rotary_embedding/dynamic_ntk_scaling_rope.py:54).
+    (vllm/model_executor/layers/rotary_embedding/dynamic_ntk_scaling_rope.py:58).
     """
     factor, trained = float(config.rope["factor"]), config.max_position_embeddings
     longest = max(max_model_len, trained)
@@ -70,7 +70,7 @@ def _llama3(frequencies: Tensor, rope: Mapping[str, Any], base: float) -> Tensor
 def _yarn(frequencies: Tensor, rope: Mapping[str, Any], base: float) -> Tensor:
     """As llama3, but blended over the dimensions, not over their turns (Peng et al. 2023).
 
-    Source: vllm/model_executor/layers/rotary_embedding/yarn_scaling_rope.py:55.
+    Source: vllm/model_executor/layers/rotary_embedding/yarn_scaling_rope.py:49.
     """
     num_pairs = len(frequencies)
 
