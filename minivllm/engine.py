@@ -18,13 +18,14 @@ from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
+from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.llama import LlamaModel
 from minivllm.models.loader import DEFAULT_MODEL, DTYPES, LoadedModel, load_model
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.runner import ModelRunner
 from minivllm.runs import make_observer
 from minivllm.sampler import Sampler
-from minivllm.tokenizer import IncrementalDetokenizer, Tokenizer
+from minivllm.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, `{"prompt": text}`, token ids or `{"prompt_token_ids": [...]}`."""

@@ -7,14 +7,16 @@ that is to take seconds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from minivllm import chat
 from minivllm.text_file import read_text
 
 if TYPE_CHECKING:
@@ -44,9 +46,8 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of a GGUF
 
-_CONTEXT = 5
-"""Prompt tokens decoded along with the first output token: some tokens begin with a space only
-in the middle of a text (vllm/tokenizers/detokenizer_utils.py)."""
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How a vocabulary with byte fallback spells a byte (SentencePiece)."""
 
 
 class Tokenizer:
@@ -66,6 +67,11 @@ class Tokenizer:
         chat_template: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
+        # A file may carry what somebody's training run had set: it would cut, pad or vary prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
         self.backend = backend
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
@@ -74,6 +80,11 @@ class Tokenizer:
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
+        self._special_ids = frozenset(self.all_special_ids)
+        self._own_bytes: dict[int, bytes | None] = {}
+        decoder = backend.decoder
+        self._byte_level = isinstance(decoder, decoders.ByteLevel)
+        self._byte_fallback = decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
 
     @property
     def eos_token_id(self) -> int | None:
@@ -106,13 +117,36 @@ class Tokenizer:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is left out of a text by `skip_special_tokens`."""
+        return token_id in self._special_ids
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for, whatever its neighbours; None: they matter."""
+        if token_id not in self._own_bytes:
+            self._own_bytes[token_id] = self._find_bytes(token_id)
+        return self._own_bytes[token_id]
+
+    def _find_bytes(self, token_id: int) -> bytes | None:
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._byte_level:
+            alphabet = _byte_level_alphabet()
+            if all(character in alphabet for character in token):
+                return bytes(alphabet[character] for character in token)
+            return token.encode()  # an added token, spelled as it is
+        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        return None
+
     def convert_ids_to_tokens(self, token_ids: Iterable[int]) -> list[str | None]:
         """The vocabulary's spelling of each token."""
         return [self.backend.id_to_token(token_id) for token_id in token_ids]
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, str]],
+        conversation: Sequence[Mapping[str, Any]],
         *,
         tokenize: bool = True,
         add_generation_prompt: bool = False,
@@ -122,37 +156,24 @@ class Tokenizer:
         """Write a conversation down as the model was trained to read it.
 
         Args:
-            conversation: messages, each with `role` and `content`.
+            conversation: messages, each with `role` and `content` (text, parts of text, or None).
             tokenize: return token ids, not text.
             add_generation_prompt: end with the opening of the assistant's answer.
             variables: more variables for the template.
 
         Raises:
-            ValueError: if there is no template, or it refuses the conversation.
+            ValueError: if there is no template, it is broken, it refuses the conversation, or a
+                message holds what is no text.
         """
         template = chat_template or self.chat_template
         if template is None:
             raise ValueError("this tokenizer has no chat template: pass chat_template=...")
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value, **kw: json.dumps(
-            value, ensure_ascii=False, **kw
-        )
-        try:
-            text = environment.from_string(template).render(
-                messages=conversation,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **variables},
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses this conversation: {error}") from error
+        variables = {
+            "add_generation_prompt": add_generation_prompt,
+            **self.special_tokens,
+            **variables,
+        }
+        text = chat.render(template, conversation, variables)
         # The template writes BOS itself where the model wants one.
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -161,6 +182,10 @@ class Tokenizer:
         self.backend.save(str(directory / "tokenizer.json"))
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= self.special_tokens
+        config["added_tokens_decoder"] = {
+            str(token_id): {"content": self.backend.id_to_token(token_id), "special": True}
+            for token_id in self.all_special_ids
+        }
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
@@ -187,7 +212,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     path = check_tokenizer(directory) / "tokenizer.json"
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_str(read_text(path))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} is corrupted: {error}") from error
     config: dict[str, Any] = {}
@@ -276,79 +301,28 @@ def _byte_level_bpe(
     return backend
 
 
-class IncrementalDetokenizer:
-    """Turns one request's tokens into text as they come, and looks for stop strings in it.
+@cache
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that each letter of byte-level BPE stands for (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [*map(chr, printable), *(chr(256 + index) for index in range(len(others)))]
+    return dict(zip(letters, [*printable, *others], strict=True))
 
-    A token can end in the middle of a character: text is held back until the character is whole.
-    So `text` only ever grows, and never shows half a character.
 
-    Source: vllm/v1/engine/detokenizer.py:30, vllm/tokenizers/detokenizer_utils.py.
+def eos_token_id_of(directory: Path) -> int | None:
+    """The EOS id of a Hugging Face directory's tokenizer, without building the tokenizer.
+
+    Raises:
+        ValueError: if `tokenizer.json`, which is looked at last, is broken.
     """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_token_ids: Sequence[int],
-        *,
-        stop: Sequence[str] = (),
-        min_tokens: int = 0,
-        skip_special_tokens: bool = True,
-        include_stop_str_in_output: bool = False,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.stop = list(stop)
-        self.min_tokens = min_tokens
-        self.skip_special_tokens = skip_special_tokens
-        self.include_stop_str_in_output = include_stop_str_in_output
-        self.text = ""
-        self.num_output_tokens = 0
-        # `window` is what is still undecided, after some context that is decoded with it.
-        self._window = list(prompt_token_ids[-_CONTEXT:])
-        self._num_context = len(self._window)
-
-    def update(self, new_token_ids: Sequence[int], stop_terminated: bool = False) -> str | None:
-        """Take new tokens; return the stop string that is now in the text, if any.
-
-        Args:
-            stop_terminated: the last token ended the request (EOS or a stop token): it is
-                not shown, unless `include_stop_str_in_output`.
-        """
-        if stop_terminated and not self.include_stop_str_in_output:
-            self.num_output_tokens += 1
-            new_token_ids = new_token_ids[:-1]
-        searched = len(self.text)
-        for token_id in new_token_ids:
-            self.num_output_tokens += 1
-            self.text += self._decode_next(token_id)
-            if self.num_output_tokens <= self.min_tokens:
-                searched = len(self.text)
-        if len(self.text) == searched or self.num_output_tokens <= self.min_tokens:
-            return None
-        return self._find_stop_string(searched)
-
-    def visible_text(self, finished: bool) -> str:
-        """The text so far, less what may turn out to be the beginning of a stop string."""
-        if finished or not self.stop or self.include_stop_str_in_output:
-            return self.text
-        held_back = max(map(len, self.stop)) - 1
-        return self.text[: max(0, len(self.text) - held_back)]
-
-    def _decode_next(self, token_id: int) -> str:
-        self._window.append(token_id)
-        decode, skip = self.tokenizer.decode, self.skip_special_tokens
-        before = decode(self._window[: self._num_context], skip)
-        now = decode(self._window, skip)
-        if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""  # half a character, or a special token that is skipped
-        self._window = self._window[self._num_context :]
-        self._num_context = len(self._window)
-        return now[len(before) :]
-
-    def _find_stop_string(self, searched: int) -> str | None:
-        for stop in self.stop:
-            start = self.text.find(stop, max(0, searched - len(stop) + 1))
-            if start >= 0:
-                end = start + len(stop) if self.include_stop_str_in_output else start
-                self.text = self.text[:end]
-                return stop
+    config_path = directory / "tokenizer_config.json"
+    config = json.loads(read_text(config_path)) if config_path.is_file() else {}
+    token = config.get("eos_token")
+    token = token["content"] if isinstance(token, dict) else token
+    if token is None:
         return None
+    for token_id, added in config.get("added_tokens_decoder", {}).items():
+        if added.get("content") == token:
+            return int(token_id)
+    return load_tokenizer(directory).eos_token_id

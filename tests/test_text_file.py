@@ -105,7 +105,7 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
 def test_a_tokenizers_settings_may_begin_with_a_mark(tmp_path: Path) -> None:
     expected = tiny_tokenizer()
     expected.save(tmp_path)
-    for name in ("tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (path := tmp_path / name).is_file():
             path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     read = load_tokenizer(tmp_path)

@@ -31,7 +31,10 @@ class ModelConfig:
             them share one key/value head (grouped-query attention, Ainslie et al. 2023).
         rope: `rope_type` and its parameters, `rope_theta` excluded.
         max_position_embeddings: positions the model was trained for, before `rope` stretches them.
-        eos_token_ids: every token that ends a sequence.
+        eos_token_ids: every token that ends a sequence: generation_config.json's, or, if it names
+            none, config.json's (of a GGUF: end of sequence, turn and message), and the
+            tokenizer's own (`load_model`). As vLLM (`SamplingParams.update_from_generation_config`)
+            and llama.cpp (`llama_vocab_is_eog`) do.
         dtype: the checkpoint's own, e.g. "bfloat16".
     """
 
@@ -101,7 +104,8 @@ class ModelConfig:
         is_llama = architecture == "LlamaForCausalLM"
         attention_bias = bool(config.get("attention_bias", False))
         num_heads = config["num_attention_heads"]
-        eos = (generation_config or {}).get("eos_token_id", config.get("eos_token_id"))
+        eos = (generation_config or {}).get("eos_token_id")
+        eos = config.get("eos_token_id") if eos is None else eos
         return cls(
             architecture=architecture,
             vocab_size=config["vocab_size"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,9 +216,15 @@ def _hf_config(metadata: dict[str, Any], tensors: dict[str, ReaderTensor]) -> di
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": arch == "llama" and "blk.0.attn_q.bias" in tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": _eos_token_ids(metadata),
         "dtype": "float32",
     }
+
+
+def _eos_token_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """End of sequence, of turn and of message: each ends a generation (llama.cpp's `eog`)."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(metadata[key] for key in keys if metadata.get(key) is not None))
 
 
 def _in_writing_order(reader: GGUFReader, num_layers: int) -> list[tuple[str, ReaderTensor]]:

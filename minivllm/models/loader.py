@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from minivllm.models.gguf_file import SHARD_NAME, check_not_a_split, convert_ggu
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
 from minivllm.text_file import read_text
-from minivllm.tokenizer import Tokenizer, check_tokenizer, load_tokenizer, tiny_tokenizer
+from minivllm.tokenizer import (
+    Tokenizer,
+    check_tokenizer,
+    eos_token_id_of,
+    load_tokenizer,
+    tiny_tokenizer,
+)
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
@@ -83,6 +89,11 @@ def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> L
     except KeyError as error:
         raise ValueError(f"{directory / 'config.json'} has no {error}") from error
     source = check_tokenizer(Path(tokenizer) if tokenizer else directory)
+    # vLLM stops at the tokenizer's EOS and at each of generation_config.json's.
+    eos_token_ids = set(model_config.eos_token_ids)
+    if (eos_token_id := eos_token_id_of(source)) is not None:
+        eos_token_ids.add(eos_token_id)
+    model_config = replace(model_config, eos_token_ids=tuple(sorted(eos_token_ids)))
     open_tokenizer = functools.cache(functools.partial(load_tokenizer, source))
     return LoadedModel(model_config, read_weights(directory), open_tokenizer)
 
