@@ -418,7 +418,7 @@ class LLMEngine:
     # --- sizes ----------------------------------------------------------------------------
 
     def _resolve_max_model_len(self, max_model_len: int | None) -> int:
-        limit = self.model_config.max_position_embeddings
+        limit = self.model_config.derived_max_model_len
         if max_model_len is None:
             return min(limit, DEFAULT_MAX_MODEL_LEN)
         check_int("max_model_len", max_model_len, 2)

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as Backend
 
 from minivllm import chat
+from minivllm.text_file import read_text
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -211,12 +212,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     path = check_tokenizer(directory) / "tokenizer.json"
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_str(read_text(path))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} is corrupted: {error}") from error
     config: dict[str, Any] = {}
     if (config_path := directory / "tokenizer_config.json").is_file():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(config_path))
     special_tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         if token := config.get(name):
@@ -226,7 +227,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if (template_path := directory / "chat_template.jinja").is_file():
-        template = template_path.read_text(encoding="utf-8")
+        template = read_text(template_path)
     return Tokenizer(backend, template, special_tokens)
 
 
@@ -316,7 +317,7 @@ def eos_token_id_of(directory: Path) -> int | None:
         ValueError: if `tokenizer.json`, which is looked at last, is broken.
     """
     config_path = directory / "tokenizer_config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    config = json.loads(read_text(config_path)) if config_path.is_file() else {}
     token = config.get("eos_token")
     token = token["content"] if isinstance(token, dict) else token
     if token is None:

@@ -394,7 +394,7 @@ def test_pyodide_gives_the_same_bytes(tmp_path):
         folder = get_pyodide()
     except RuntimeError as error:
         pytest.skip(str(error))
-    sources = [ROOT / "minivllm" / "__init__.py"]
+    sources = [ROOT / "minivllm" / name for name in ("__init__.py", "text_file.py")]
     sources += [f for part in ("core", "sim") for f in (ROOT / "minivllm" / part).rglob("*.py")]
     files = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sources}
     (tmp_path / "files.json").write_text(json.dumps(files))

@@ -12,7 +12,6 @@ known. The exit status is 0 if every workload is identical, 1 at the first diffe
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from minivllm.core import (
     SchedulerOutput,
 )
 from minivllm.runs import InputLog
+from minivllm.text_file import open_text
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,8 @@ def read_traces(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: if the file cannot be read, or a line is not a workload.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     workload = json.loads(line)
