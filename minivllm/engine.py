@@ -22,6 +22,7 @@ from minivllm.models.llama import LlamaModel
 from minivllm.models.loader import DEFAULT_MODEL, DTYPES, LoadedModel, load_model
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.runner import ModelRunner
+from minivllm.runs import make_observer
 from minivllm.sampler import Sampler
 from minivllm.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -114,7 +115,8 @@ class LLMEngine:
             call, of a CUDA graph on a GPU with Triton, of C on a CPU with our kernels.
         async_scheduling: plan and launch a step while the one before it runs (see
             `AsyncScheduler`). Default: on a GPU, unless steps are recorded.
-        record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
+        record: keep a snapshot of each step in `scheduler.history`; True, False or "eager" (see
+            `minivllm.runs.make_observer`).
         scheduling: the other knobs of `SchedulerConfig`.
 
     Raises:
@@ -195,7 +197,7 @@ class LLMEngine:
             async_scheduling = self.device.startswith("cuda") and not record
         self.async_scheduling = async_scheduling
         make_scheduler = AsyncScheduler if async_scheduling else Scheduler
-        self.scheduler = make_scheduler(config, record=record, clock=clock)
+        self.scheduler = make_scheduler(config, observer=make_observer(record), clock=clock)
         self.sampler = Sampler(seed)
         self._states: dict[str, RequestState] = {}
         self._parents: dict[str, tuple[RequestState, int]] = {}

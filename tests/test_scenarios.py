@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivllm.runs.scenario import KNOBS, LIMITS, arrival_steps, parse_json, token_id
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioError, record, with_arrival_pattern
-from minivllm.stepper.scenario import KNOBS, LIMITS, arrival_steps, parse_json, token_id
 
 RECORDINGS = {name: record(scenario) for name, scenario in SCENARIOS.items()}
 

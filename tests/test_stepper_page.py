@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from minivllm.runs.scenario import CHOICES, KNOBS, LIMITS
 from minivllm.stepper import SCENARIOS, Scenario, StepperSession, record
-from minivllm.stepper.scenario import CHOICES, KNOBS, LIMITS
 from tests.stepper_pages import agrees, guarded, read
 from tools.npm_package import NpmPackage, get_package
 

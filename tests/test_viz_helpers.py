@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.stepper.explain import explain
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.runs.drive import drive, drive_scenario
+from minivllm.runs.explain import explain
+from minivllm.runs.scenarios import SCENARIOS
 from minivllm.stepper.session import record
-from minivllm.viz.drive import drive, drive_scenario
 from minivllm.viz.source import excerpt, excerpt_of_file
 from minivllm.viz.words import download, link, say, table, tell
 

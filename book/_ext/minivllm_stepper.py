@@ -4,7 +4,7 @@
     :step: 12
     ```
 
-embeds a named scenario (see minivllm/stepper/scenarios.py), recorded by the real scheduler while
+embeds a named scenario (see minivllm/runs/scenarios.py), recorded by the real scheduler while
 the book is built. `:scenarios: all`, or a list of names, lets the reader choose among several. A
 body, instead of a name, is a scenario of one's own as JSON.
 
@@ -45,7 +45,7 @@ from tools.get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
 logger = logging.getLogger(__name__)
 
 SOURCES = ROOT / "minivllm" / "stepper" / "static"
-PACKAGES = ("core", "stepper")
+PACKAGES = ("core", "runs", "stepper")
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 NOT_IN_BROWSER = ("embed.py", "live.py", "widget.py")
 

@@ -239,7 +239,7 @@ class Simulation:
         """A token for each request whose last known token this step computes."""
         tokens = {}
         for request in scheduled_requests(plan):
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 tokens[request.request_id] = self._tokens[request.request_id]
         self._steady = len(tokens) == len(self.scheduler.running)
         return tokens

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from minivllm.runs.steps import plural
 from minivllm.sim.results import METRICS, SLO, LittlesLaw, SimResult, percentile
 from minivllm.sim.sweep import pareto_front
 from minivllm.viz.palette import REQUEST_DASHES, REQUEST_SYMBOLS
-from minivllm.viz.runs import plural
 from minivllm.viz.theme import CATEGORICAL, COLORS
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
  *
  * It knows nothing about where snapshots come from: a transport passes its messages to a
  * StepperSession (minivllm/stepper/session.py), be that in a kernel, in a worker, or nowhere (a
- * recording). What a snapshot holds is written down in minivllm/core/snapshot.py.
+ * recording). What a snapshot holds is written down in minivllm/runs/snapshot.py.
  *
  * Everything that comes from outside becomes text through `textContent` or `append`, never markup.
  * The parts, in this order: DOM, scenario links, runs, the panels, the controls, the stepper.
@@ -125,7 +125,7 @@ let serial = 0;
 const newId = (prefix) => `${prefix}-${(serial += 1)}`;
 
 // --- scenario links ---------------------------------------------------------------------------------
-// The same limits as minivllm/stepper/scenario.py; a test compares them.
+// The same limits as minivllm/runs/scenario.py; a test compares them.
 
 export const LIMITS = {
   json_bytes: [2, 65_536],

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.snapshot import ScheduledRow, Snapshot
+from minivllm.runs.snapshot import ScheduledRow, Snapshot
 
 MAX_NAMES = 6
 """So many ids a sentence names; of more it gives the number."""
