@@ -149,7 +149,7 @@ inputs = st.one_of(
     st.tuples(st.just("abort"), st.integers(0, 6)),
 )
 outside = st.sampled_from(
-    ["fail", "abort_all", "other_victim", "other_queue", "other_knobs"]
+    ["abort_all", "other_victim", "other_queue", "other_knobs"]
 ).map(lambda name: (name,))
 
 
@@ -257,6 +257,15 @@ def test_a_request_of_another_kind_is_recorded_as_it_is():
             run.step()
         histories.append(run.history.to_json())
     assert histories[0] == histories[1]
+
+
+@settings(RELAXED, max_examples=60)
+@given(config=configs(), before=st.lists(inputs, max_size=12), after=st.lists(inputs, max_size=12))
+def test_an_update_that_raised_is_told_truly_or_not_at_all(config, before, after):
+    try:
+        check_same(config, [*before, ("fail",), *after], [])
+    except RuntimeError as error:
+        assert "observer=Recorder()" in str(error)
 
 
 def test_a_method_replaced_says_so_and_a_recorder_tells_it():

@@ -319,7 +319,7 @@ def test_the_decisions_are_those_of_a_scheduler_driven_by_hand(config, trace):
 def test_there_is_no_second_scheduler():
     simulation = Simulation(OpenLoop(SMALL, 5, 2), FixedCost(0.01), TIGHT)
     assert type(simulation.scheduler) is Scheduler
-    assert simulation.scheduler.recorder is None
+    assert simulation.scheduler.observer is None
     assert simulation.scheduler.stats.keep_steps is False
 
 
