@@ -499,8 +499,8 @@ def _where_hint(said: str, case: str) -> str:
     if said == "start-up":
         return "The server runs already, and this request is the first that it hears of."
     return (
-        "The door of LLM.generate compares the prompt with max_model_len, which must leave room for "
-        "at least one output token. Only the OpenAI server looks at max_tokens as well."
+        "The door of LLM.generate compares the prompt with max_model_len, which must leave room "
+        "for at least one output token. Only the OpenAI server looks at max_tokens as well."
     )
 
 
