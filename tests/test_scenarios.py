@@ -202,7 +202,7 @@ def test_a_preemption_is_told_with_its_numbers() -> None:
     sentences = RECORDINGS["cramped"]["sentences"][5]
     assert sentences[0] == (
         "r2 needs 1 block, 0 free: FCFS preempts the last running, r3 "
-        "(4 blocks freed, 13 computed tokens to redo)."
+        "(4 blocks freed, 13 computed tokens dropped)."
     )
     swapped = RECORDINGS["swap"]["sentences"][5]
     assert "13 computed tokens kept on the CPU" in swapped[0]

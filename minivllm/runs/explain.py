@@ -131,7 +131,7 @@ def _preemption(event: dict[str, Any], config: SchedulerConfig | None) -> str:
     if event["mode"] == "swap":
         cost = f"{freed}, {tokens} kept on the CPU"
     else:
-        cost = f"{freed}, {tokens} to redo"
+        cost = f"{freed}, {tokens} dropped"
         if config is not None and config.preemption_mode == "swap":
             cost += "; the CPU pool has no room for a swap"
     return (
