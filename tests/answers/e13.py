@@ -242,10 +242,13 @@ WRONG = {
         "the last token needs no slot at start-up either": (vllm(smallest=513), "at start-up"),
         "the scheduler ignores it": (vllm(front="scheduler"), "refuses nobody"),
         "the border is let in": (vllm(border="nobody", zero=1), "front door|room for at least one"),
-        "one below is refused": (vllm(below="front door", one=0), "does not look at max_tokens"),
+        "one below is refused": (
+            vllm(below="front door", one=0),
+            "Only the OpenAI server looks at max_tokens",
+        ),
         "max_tokens decides at the door": (
             vllm(unlimited="front door", rest=0),
-            "does not look at max_tokens",
+            "Only the OpenAI server looks at max_tokens",
         ),
         "start-up needs a request": (vllm(startup="front door"), "own configuration"),
         "sixteen by default": (vllm(rest=16), "fewer than it gets"),
