@@ -280,7 +280,7 @@ class LLMEngine:
                 replace(params, n=1, seed=first_seed + index),
                 priority=priority,
                 arrival_time=arrival_time,
-                eos_token_id=self.model_config.eos_token_ids,
+                eos_token_id=None if params.ignore_eos else self.eos_token_ids,
             )
             state.requests.append(request)
             state.completions.append(CompletionOutput(index, "", []))
@@ -328,6 +328,16 @@ class LLMEngine:
             ValueError: if its file is broken.
         """
         return self._open_tokenizer()
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a request unless it has `ignore_eos`: the tokenizer's EOS, those of
+        `generation_config.json` and `config.json`, and a GGUF's end of sequence, turn and message.
+
+        Source: vllm/sampling_params.py, `update_from_generation_config`; llama.cpp's EOG tokens.
+        """
+        own = self.tokenizer.eos_token_id
+        return tuple({*self.model_config.eos_token_ids, *(() if own is None else (own,))})
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do or to return."""

@@ -114,7 +114,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
@@ -125,7 +125,8 @@ class LLM:
         """Answer one conversation, or several; see `generate`.
 
         Args:
-            messages: each with `role` and `content`; a list of such lists is several.
+            messages: each with `role` and `content` (text, text parts or None, see
+                `Tokenizer.apply_chat_template`); a list of such lists is several.
 
         Raises:
             ValueError: if a conversation is empty or the chat template refuses it.

@@ -6,6 +6,7 @@ that is to take seconds.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -42,9 +43,14 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of a GGUF
 
-_CONTEXT = 5
-"""Prompt tokens decoded along with the first output token: some tokens begin with a space only
-in the middle of a text (vllm/tokenizers/detokenizer_utils.py)."""
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - set(_PRINTED)))
+}
+"""Byte-level BPE's spelling of each byte."""
+
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+"""Parts of a message that are text (vllm/entrypoints/chat_utils.py)."""
 
 
 class Tokenizer:
@@ -72,6 +78,36 @@ class Tokenizer:
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
+        # A file may have been saved in the middle of a training: its settings are not the model's.
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
+
+        state = "null" if backend.decoder is None else backend.decoder.__getstate__()
+        self._decoders = _decoder_types(json.loads(state))
+        self._bytes: dict[int, bytes | None] = {}
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether every token is a string of bytes, and a text these bytes in a row."""
+        return self._decoders == {"ByteLevel"}
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for; None: it stands for text.
+
+        Byte-level BPE has only the first kind; with byte fallback `<0xE6>` is one of 256.
+        """
+        if token_id not in self._bytes:
+            token = self.backend.id_to_token(token_id) or ""
+            data: bytes | None = None
+            if self.is_byte_level:
+                spelled = all(character in _BYTE_OF for character in token)
+                data = bytes(map(_BYTE_OF.__getitem__, token)) if spelled else token.encode()
+            elif "ByteFallback" in self._decoders and len(token) == 6 and token[:3] == "<0x":
+                data = bytes.fromhex(token[3:5])
+            self._bytes[token_id] = data
+        return self._bytes[token_id]
 
     @property
     def eos_token_id(self) -> int | None:
@@ -110,7 +146,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, str]],
+        conversation: Sequence[Mapping[str, Any]],
         *,
         tokenize: bool = True,
         add_generation_prompt: bool = False,
@@ -120,37 +156,64 @@ class Tokenizer:
         """Write a conversation down as the model was trained to read it.
 
         Args:
-            conversation: messages, each with `role` and `content`.
+            conversation: messages, each with `role` and `content`: a text, None (empty), or text
+                parts (`[{"type": "text", "text": ...}]`), which are joined by newlines unless the
+                template itself goes through them (vllm/entrypoints/chat_utils.py).
             tokenize: return token ids, not text.
             add_generation_prompt: end with the opening of the assistant's answer.
             variables: more variables for the template.
 
         Raises:
-            ValueError: if there is no template, or it refuses the conversation.
+            ValueError: if there is no template, it is broken, or it refuses the conversation; if a
+                message has content that is not text.
         """
         template = chat_template or self.chat_template
         if template is None:
             raise ValueError("this tokenizer has no chat template: pass chat_template=...")
         import jinja2
+        from jinja2 import nodes
+        from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        class Generation(Extension):
+            """`{% generation %}` marks what is trained on; the words stay as they are."""
+
+            tags = {"generation"}
+
+            def parse(self, parser: Any) -> Any:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        )
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value, **kw: json.dumps(
             value, ensure_ascii=False, **kw
         )
         try:
-            text = environment.from_string(template).render(
-                messages=conversation,
+            tree = environment.parse(template)
+            compiled = environment.from_string(template)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template is broken, line {error.lineno}: {error}; pass another one as "
+                f"chat_template=..."
+            ) from error
+        takes_parts = any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
+        try:
+            text = compiled.render(
+                messages=[_plain_message(message, takes_parts) for message in conversation],
                 add_generation_prompt=add_generation_prompt,
                 **{**self.special_tokens, **variables},
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses this conversation: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"the chat template fails on this conversation: {error}") from error
         # The template writes BOS itself where the model wants one.
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -162,6 +225,64 @@ class Tokenizer:
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _decoder_types(decoder: Mapping[str, Any] | None) -> set[str]:
+    """The kinds of a tokenizer's decoders, taken out of their sequence."""
+    if decoder is None:
+        return set()
+    if decoder["type"] != "Sequence":
+        return {decoder["type"]}
+    return set().union(*map(_decoder_types, decoder["decoders"]))
+
+
+def _is_content(expression: Any) -> bool:
+    """Whether a template's expression is `message.content` or `message["content"]`."""
+    name = getattr(expression, "attr", None) or getattr(
+        getattr(expression, "arg", None), "value", None
+    )
+    return name == "content"
+
+
+def _plain_message(message: Mapping[str, Any], takes_parts: bool) -> dict[str, Any]:
+    """A message whose content is a text, or text parts where the template `takes_parts`.
+
+    Raises:
+        ValueError: on anything that is not text.
+    """
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message must have role and content, got {message!r:.80}")
+    content, role = message.get("content"), message.get("role")
+    if content is None:
+        content = ""
+    elif isinstance(content, (list, tuple)):
+        texts = [_part_text(part, role) for part in content]
+        joined = "\n".join(texts)
+        content = [{"type": "text", "text": text} for text in texts] if takes_parts else joined
+    elif not isinstance(content, str):
+        raise ValueError(
+            f"the content of a {role} message must be a text, a list of text parts or None, "
+            f"got {content!r:.80}"
+        )
+    return {**message, "content": content}
+
+
+def _part_text(part: Any, role: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind is None and isinstance(part, Mapping) and "text" in part:
+        kind = "text"
+    if kind not in _TEXT_PARTS:
+        name = repr(kind) if kind is not None else f"{part!r:.80}"
+        raise ValueError(
+            f"a {role} message has a part {name}: minivllm reads text only, parts of type "
+            f"{', '.join(_TEXT_PARTS)}"
+        )
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ValueError(f"a {role} message has a {kind!r} part whose text is {text!r:.80}")
+    return text
 
 
 def check_tokenizer(directory: Path) -> Path:
@@ -180,6 +301,11 @@ def check_tokenizer(directory: Path) -> Path:
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
+    What `tokenizer.json` says of truncation, padding and BPE dropout is passed over: a server
+    neither cuts prompts nor draws lots over them. What `tokenizer_config.json` says of special
+    tokens is applied as transformers does it: tokens that the other file lacks, `add_bos_token`,
+    `add_eos_token`, `split_special_tokens`.
+
     Raises:
         ValueError: if there is none, or it cannot be read.
     """
@@ -191,10 +317,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     config: dict[str, Any] = {}
     if (config_path := directory / "tokenizer_config.json").is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))
+    names: dict[str, Any] = config
+    if (map_path := directory / "special_tokens_map.json").is_file():  # of older checkpoints
+        names = json.loads(map_path.read_text(encoding="utf-8")) | config
     special_tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if token := config.get(name):
+        if token := names.get(name):
             special_tokens[name] = token if isinstance(token, str) else token["content"]
+    _apply_config(backend, config, special_tokens)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry["name"]: entry["template"] for entry in template}
@@ -202,6 +332,38 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if (template_path := directory / "chat_template.jinja").is_file():
         template = template_path.read_text(encoding="utf-8")
     return Tokenizer(backend, template, special_tokens)
+
+
+def _apply_config(
+    backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> None:
+    """Settings of a `tokenizer_config.json` that change the ids of a text.
+
+    Source: transformers 5, tokenization_utils_tokenizers.py, `TokenizersBackend.__init__`.
+    """
+    declared = config.get("added_tokens_decoder") or {}
+    wanted = [AddedToken(**declared[token_id]) for token_id in sorted(declared, key=int)]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    extra = extra.values() if isinstance(extra, Mapping) else extra
+    for token in [*special_tokens.values(), *extra]:
+        name = token if isinstance(token, str) else token["content"]
+        wanted.append(AddedToken(name, special=True, normalized=False))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token in wanted:
+        if token.content not in known:
+            backend.add_tokens([token])
+            known.add(token.content)
+
+    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    if "add_bos_token" in config or "add_eos_token" in config:
+        bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
+        eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
+        single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
+        pair = [*single, *(part.replace("$A", "$B") for part in single)]
+        ids = [(token, backend.token_to_id(token)) for token in {bos, eos} if token]
+        backend.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=ids
+        )
 
 
 def tokenizer_from_gguf(reader: GGUFReader, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -274,11 +436,112 @@ def _byte_level_bpe(
     return backend
 
 
+class TextStream:
+    """The text of tokens as they come: each `push` returns what is certain of it by then.
+
+    All pushed text in a row is `decode` of prompt and output, less the prompt's own. A character
+    that the output completes is the output's, whole. Every token costs the same, however long a
+    run of bytes it is in.
+
+    With byte fallback, `decode` shows a whole run of byte tokens as U+FFFD if a single byte of the
+    run is wrong. What has been shown by then stays; the rest of the run is U+FFFD.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = set(tokenizer.all_special_ids) if skip_special_tokens else set()
+        self._last: list[int] = []  # decoded with the next: some tokens begin with a space then
+        self._pending = b""  # the beginning of a character
+        self._num_prompt_bytes = 0  # of these, the prompt's
+        self._run_is_broken = False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in self._relevant_tail(prompt_token_ids):
+            self.push(token_id)
+        self._num_prompt_bytes = len(self._pending)
+
+    def push(self, token_id: int) -> str:
+        """Take a token; return the text that it makes certain."""
+        if self._is_silent(token_id):
+            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if data is None:
+            text = self._give_up_pending() + self._text_of(token_id)
+            self._run_is_broken = False
+        elif self._tokenizer.is_byte_level:
+            text = self._take_bytes(data)
+        else:
+            text = self._take_fallback_byte(data)
+        self._last = [token_id]
+        return text
+
+    def _is_silent(self, token_id: int) -> bool:
+        """Special and skipped, or known to the model alone: `decode` leaves it out."""
+        return token_id in self._skipped or self._tokenizer.backend.id_to_token(token_id) is None
+
+    def _relevant_tail(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """The end of a prompt, from where on it has a bearing on what follows.
+
+        That is the last token of text and the bytes after it; of byte-level tokens four bytes,
+        the length of a character.
+        """
+        tail: list[int] = []
+        num_bytes = 0
+        for token_id in reversed(prompt_token_ids):
+            if self._is_silent(token_id):
+                continue
+            tail.append(token_id)
+            data = self._tokenizer.token_bytes(token_id)
+            num_bytes += len(data or b"")
+            if data is None or (self._tokenizer.is_byte_level and num_bytes >= 4):
+                break
+        return tail[::-1]
+
+    def _text_of(self, token_id: int) -> str:
+        before = self._tokenizer.decode(self._last)
+        return self._tokenizer.decode([*self._last, token_id])[len(before) :]
+
+    def _take_bytes(self, data: bytes) -> str:
+        begun = self._pending + data
+        text = self._utf8.decode(data)
+        self._pending = self._utf8.getstate()[0]
+        if text and self._num_prompt_bytes:
+            # The prompt's text shows its half character as U+FFFD already.
+            self._num_prompt_bytes = 0
+            if text[0] == "\ufffd" and not begun.startswith("\ufffd".encode()):
+                return text[1:]
+        return text
+
+    def _take_fallback_byte(self, data: bytes) -> str:
+        if self._run_is_broken:
+            return "\ufffd"
+        self._pending += data
+        try:
+            text = self._pending.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                return ""
+            self._run_is_broken = True
+            return self._give_up_pending()
+        self._pending, self._num_prompt_bytes = b"", 0
+        return text
+
+    def _give_up_pending(self) -> str:
+        """The pending bytes are no character: U+FFFD for each that is not the prompt's."""
+        text = "\ufffd" * (len(self._pending) - self._num_prompt_bytes)
+        self._pending, self._num_prompt_bytes = b"", 0
+        return text
+
+
 class IncrementalDetokenizer:
     """Turns one request's tokens into text as they come, and looks for stop strings in it.
 
     A token can end in the middle of a character: text is held back until the character is whole.
-    So `text` only ever grows, and never shows half a character.
+    So `text` only ever grows, and never shows half a character; one that the output ends in is
+    left out, as upstream. Of several stop strings the one that is complete first counts, as if
+    the text came letter by letter; of two that end together, the longer (upstream, since vLLM
+    #49391: the one that the list names first).
 
     Source: vllm/v1/engine/detokenizer.py:30, vllm/tokenizers/detokenizer_utils.py.
     """
@@ -293,16 +556,12 @@ class IncrementalDetokenizer:
         skip_special_tokens: bool = True,
         include_stop_str_in_output: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
         self.stop = list(stop)
         self.min_tokens = min_tokens
-        self.skip_special_tokens = skip_special_tokens
         self.include_stop_str_in_output = include_stop_str_in_output
         self.text = ""
         self.num_output_tokens = 0
-        # `window` is what is still undecided, after some context that is decoded with it.
-        self._window = list(prompt_token_ids[-_CONTEXT:])
-        self._num_context = len(self._window)
+        self._stream = TextStream(tokenizer, prompt_token_ids, skip_special_tokens)
 
     def update(self, new_token_ids: Sequence[int], stop_terminated: bool = False) -> str | None:
         """Take new tokens; return the stop string that is now in the text, if any.
@@ -317,7 +576,7 @@ class IncrementalDetokenizer:
         searched = len(self.text)
         for token_id in new_token_ids:
             self.num_output_tokens += 1
-            self.text += self._decode_next(token_id)
+            self.text += self._stream.push(token_id)
             if self.num_output_tokens <= self.min_tokens:
                 searched = len(self.text)
         if len(self.text) == searched or self.num_output_tokens <= self.min_tokens:
@@ -331,22 +590,15 @@ class IncrementalDetokenizer:
         held_back = max(map(len, self.stop)) - 1
         return self.text[: max(0, len(self.text) - held_back)]
 
-    def _decode_next(self, token_id: int) -> str:
-        self._window.append(token_id)
-        decode, skip = self.tokenizer.decode, self.skip_special_tokens
-        before = decode(self._window[: self._num_context], skip)
-        now = decode(self._window, skip)
-        if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""  # half a character, or a special token that is skipped
-        self._window = self._window[self._num_context :]
-        self._num_context = len(self._window)
-        return now[len(before) :]
-
     def _find_stop_string(self, searched: int) -> str | None:
+        """Cut the text at the first stop string that ends after `searched` characters."""
+        found = []
         for stop in self.stop:
             start = self.text.find(stop, max(0, searched - len(stop) + 1))
             if start >= 0:
-                end = start + len(stop) if self.include_stop_str_in_output else start
-                self.text = self.text[:end]
-                return stop
-        return None
+                found.append((start + len(stop), start, stop))
+        if not found:
+            return None
+        end, start, stop = min(found)
+        self.text = self.text[: end if self.include_stop_str_in_output else start]
+        return stop

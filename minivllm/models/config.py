@@ -22,7 +22,8 @@ class ModelConfig:
             them share one key/value head (grouped-query attention, Ainslie et al. 2023).
         rope: `rope_type` and its parameters, `rope_theta` excluded.
         max_position_embeddings: positions the model was trained for: the limit of `max_model_len`.
-        eos_token_ids: every token that ends a sequence.
+        eos_token_ids: every token that ends a sequence, of both files; the engine adds the
+            tokenizer's own.
         dtype: the checkpoint's own, e.g. "bfloat16".
     """
 
@@ -54,7 +55,7 @@ class ModelConfig:
     def from_hf(
         cls, config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
     ) -> ModelConfig:
-        """Read a `config.json` (and a `generation_config.json`, which knows all EOS tokens).
+        """Read a `config.json` (and a `generation_config.json`, often with more EOS tokens).
 
         Raises:
             ValueError: on an architecture, activation, attention or RoPE variant not supported.
@@ -84,7 +85,10 @@ class ModelConfig:
         is_llama = architecture == "LlamaForCausalLM"
         attention_bias = bool(config.get("attention_bias", False))
         num_heads = config["num_attention_heads"]
-        eos = (generation_config or {}).get("eos_token_id", config.get("eos_token_id"))
+        eos = [
+            *_as_tuple((generation_config or {}).get("eos_token_id")),
+            *_as_tuple(config.get("eos_token_id")),
+        ]
         return cls(
             architecture=architecture,
             vocab_size=config["vocab_size"],
@@ -103,7 +107,7 @@ class ModelConfig:
             o_bias=attention_bias and architecture != "Qwen2ForCausalLM",
             mlp_bias=is_llama and bool(config.get("mlp_bias", False)),
             qk_norm=architecture == "Qwen3ForCausalLM",
-            eos_token_ids=_as_tuple(eos),
+            eos_token_ids=tuple(dict.fromkeys(eos)),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
 

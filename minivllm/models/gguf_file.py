@@ -134,9 +134,18 @@ def _hf_config(metadata: dict[str, Any], tensor_names: set[str]) -> dict[str, An
         "tie_word_embeddings": "output.weight" not in tensor_names,
         "attention_bias": arch == "llama" and "blk.0.attn_q.bias" in tensor_names,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": _end_token_ids(metadata),
         "dtype": "float32",
     }
+
+
+def _end_token_ids(metadata: dict[str, Any]) -> list[int]:
+    """Tokens that end an answer: of the sequence, of a turn, of a message (to a tool).
+
+    Source: llama.cpp, src/llama-vocab.cpp, `special_eog_ids`.
+    """
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    return list(dict.fromkeys(metadata[key] for key in keys if metadata.get(key) is not None))
 
 
 def _in_writing_order(reader: GGUFReader, num_layers: int) -> list[tuple[str, ReaderTensor]]:
