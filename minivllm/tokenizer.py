@@ -303,8 +303,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     What `tokenizer.json` says of truncation, padding and BPE dropout is passed over: a server
     neither cuts prompts nor draws lots over them. What `tokenizer_config.json` says of special
-    tokens is applied as transformers does it: tokens that the other file lacks, `add_bos_token`,
-    `add_eos_token`, `split_special_tokens`.
+    tokens is applied as transformers does it: tokens that the other file lacks, and
+    `split_special_tokens`. `add_bos_token` is not: the other file's post-processor decides.
 
     Raises:
         ValueError: if there is none, or it cannot be read.
@@ -355,15 +355,6 @@ def _apply_config(
             known.add(token.content)
 
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
-    if "add_bos_token" in config or "add_eos_token" in config:
-        bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-        eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-        single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-        pair = [*single, *(part.replace("$A", "$B") for part in single)]
-        ids = [(token, backend.token_to_id(token)) for token in {bos, eos} if token]
-        backend.post_processor = processors.TemplateProcessing(
-            single=single, pair=pair, special_tokens=ids
-        )
 
 
 def tokenizer_from_gguf(reader: GGUFReader, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -460,6 +451,7 @@ class TextStream:
         for token_id in self._relevant_tail(prompt_token_ids):
             self.push(token_id)
         self._num_prompt_bytes = len(self._pending)
+        self._num_prompt_marks = len(self._pending.decode(errors="replace"))
 
     def push(self, token_id: int) -> str:
         """Take a token; return the text that it makes certain."""
@@ -510,7 +502,7 @@ class TextStream:
             # The prompt's text shows its half character as U+FFFD already.
             self._num_prompt_bytes = 0
             if text[0] == "\ufffd" and not begun.startswith("\ufffd".encode()):
-                return text[1:]
+                return text[self._num_prompt_marks :]
         return text
 
     def _take_fallback_byte(self, data: bytes) -> str:

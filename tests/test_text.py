@@ -32,7 +32,7 @@ SCRIPTS = [
     "ไทย ภาษา",
     "日本語 中文 한국어",
     "a🎉b👩‍👩‍👧‍👦absing",
-    "𐍈𝒳 \ufffd end",
+    "𐍈𝒳 end",
     "e\u0301 \u200d\ufeffx",
 ]
 
@@ -121,6 +121,20 @@ def test_nothing_is_lost_or_doubled_at_any_cut(name: str, text: str, as_bytes: b
         assert stream(tokenizer, ids[:cut], ids[cut:]) == whole[own:], cut
 
 
+@pytest.mark.parametrize("name", ["byte-level", "fallback"])
+def test_the_replacement_character_itself_is_text(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode(f"a{BAD}b{BAD}")
+    assert stream(tokenizer, [], ids) == f"a{BAD}b{BAD}"
+    for cut in range(1, 4):
+        split = byte_ids(tokenizer, f"{BAD}".encode())
+        assert stream(tokenizer, split[:cut], split[cut:] + ids) in (
+            (f"{BAD}a{BAD}b{BAD}", f"{BAD} a{BAD}b{BAD}")
+            if cut < 3
+            else (f"a{BAD}b{BAD}", f" a{BAD}b{BAD}")
+        )
+
+
 def test_the_report_an_emoji_begun_in_the_prompt() -> None:
     tokenizer = TOKENIZERS["fallback"]
     emoji = byte_ids(tokenizer, "🎉".encode())
@@ -145,8 +159,9 @@ def test_any_tokens_give_what_decode_gives(name: str, seed: int, length: int) ->
         for cut in range(length):
             before = tokenizer.decode(ids[:cut], skip)
             if whole.startswith(before) and not before.endswith(BAD):
-                assert stream(tokenizer, ids[:cut], ids[cut:], skip_special_tokens=skip) == (
-                    text[len(before) :]
+                assert (
+                    stream(tokenizer, ids[:cut], ids[cut:], skip_special_tokens=skip)
+                    == (text[len(before) :])
                 )
 
 
@@ -294,9 +309,7 @@ PADDING = {
     ],
     ids=str,
 )
-def test_settings_of_a_training_are_not_the_models(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_settings_of_a_training_are_not_the_models(tmp_path: Path, changes: dict[str, Any]) -> None:
     expected = tiny_tokenizer()
     chat = [{"role": "user", "content": LONG}]
     for tokenizer in (
@@ -385,7 +398,10 @@ def test_a_template_that_goes_through_parts_gets_parts() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"type": "image_url", "image_url": {"url": "x"}}], "a user message has a part 'image_url'"),
+        (
+            [{"type": "image_url", "image_url": {"url": "x"}}],
+            "a user message has a part 'image_url'",
+        ),
         ([{"type": "text", "text": "a"}, {"type": "input_audio"}], "part 'input_audio'"),
         ([{"type": "text", "text": 7}], "'text' part whose text is 7"),
         ([7], "a part 7"),
