@@ -267,7 +267,7 @@ def test_a_stop_string_in_text_that_was_held_back() -> None:
     tokenizer = tiny_tokenizer()
     first, *rest = byte_ids(tokenizer, "é".encode())
     detokenizer = IncrementalDetokenizer(tokenizer, [], stop=["é!", "é"])
-    assert detokenizer.update(tokenizer.encode("ab") + [first]) is None
+    assert detokenizer.update([*tokenizer.encode("ab"), first]) is None
     assert detokenizer.update(rest + tokenizer.encode("!")) == "é"
     assert detokenizer.text == "ab"
 
@@ -418,7 +418,7 @@ def test_content_that_is_not_text(content: Any, message: str) -> None:
 @pytest.mark.parametrize("template", ["{% nope %}", "{{ a | nope }}", "{% for %}", "{{ messages"])
 def test_a_broken_template_is_the_templates_fault(template: str) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(ValueError, match="the chat template is broken, line 2: .*chat_template="):
+    with pytest.raises(ValueError, match=r"the chat template is broken, line 2: .*chat_template="):
         tokenizer.apply_chat_template([], chat_template="x\n" + template)
 
 
