@@ -61,6 +61,7 @@ def _minivllm(
 ) -> tuple[str, Step]:
     import minivllm
     from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
+    from minivllm.runs import make_observer
 
     config = SchedulerConfig(
         num_gpu_blocks=pool,
@@ -70,7 +71,7 @@ def _minivllm(
         max_num_batched_tokens=max(running * PROMPT_TOKENS, 2048),
         enable_prefix_caching=False,
     )
-    scheduler = Scheduler(config, record=record, clock=time.monotonic)
+    scheduler = Scheduler(config, observer=make_observer(record), clock=time.monotonic)
     for index in range(running + waiting):
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
         scheduler.add_request(Request(f"r{index}", [index % 900] * PROMPT_TOKENS, params))

@@ -18,12 +18,14 @@ from minivllm.core.output import EngineCoreOutput, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
+from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.llama import LlamaModel
 from minivllm.models.loader import DEFAULT_MODEL, DTYPES, LoadedModel, load_model
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.runner import ModelRunner
+from minivllm.runs import make_observer
 from minivllm.sampler import Sampler
-from minivllm.tokenizer import IncrementalDetokenizer, Tokenizer
+from minivllm.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, `{"prompt": text}`, token ids or `{"prompt_token_ids": [...]}`."""
@@ -114,7 +116,8 @@ class LLMEngine:
             call, of a CUDA graph on a GPU with Triton, of C on a CPU with our kernels.
         async_scheduling: plan and launch a step while the one before it runs (see
             `AsyncScheduler`). Default: on a GPU, unless steps are recorded.
-        record: keep a snapshot of each step in `scheduler.history`; see `Scheduler`.
+        record: keep a snapshot of each step in `scheduler.history`; True, False or "eager" (see
+            `minivllm.runs.make_observer`).
         scheduling: the other knobs of `SchedulerConfig`.
 
     Raises:
@@ -195,7 +198,7 @@ class LLMEngine:
             async_scheduling = self.device.startswith("cuda") and not record
         self.async_scheduling = async_scheduling
         make_scheduler = AsyncScheduler if async_scheduling else Scheduler
-        self.scheduler = make_scheduler(config, record=record, clock=clock)
+        self.scheduler = make_scheduler(config, observer=make_observer(record), clock=clock)
         self.sampler = Sampler(seed)
         self._states: dict[str, RequestState] = {}
         self._parents: dict[str, tuple[RequestState, int]] = {}
@@ -280,7 +283,7 @@ class LLMEngine:
                 replace(params, n=1, seed=first_seed + index),
                 priority=priority,
                 arrival_time=arrival_time,
-                eos_token_id=None if params.ignore_eos else self.eos_token_ids,
+                eos_token_id=self.model_config.eos_token_ids,
             )
             state.requests.append(request)
             state.completions.append(CompletionOutput(index, "", []))
@@ -328,16 +331,6 @@ class LLMEngine:
             ValueError: if its file is broken.
         """
         return self._open_tokenizer()
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a request unless it has `ignore_eos`: the tokenizer's EOS, those of
-        `generation_config.json` and `config.json`, and a GGUF's end of sequence, turn and message.
-
-        Source: vllm/sampling_params.py, `update_from_generation_config`; llama.cpp's EOG tokens.
-        """
-        own = self.tokenizer.eos_token_id
-        return tuple({*self.model_config.eos_token_ids, *(() if own is None else (own,))})
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do or to return."""
@@ -425,7 +418,7 @@ class LLMEngine:
     # --- sizes ----------------------------------------------------------------------------
 
     def _resolve_max_model_len(self, max_model_len: int | None) -> int:
-        limit = self.model_config.max_position_embeddings
+        limit = self.model_config.derived_max_model_len
         if max_model_len is None:
             return min(limit, DEFAULT_MAX_MODEL_LEN)
         check_int("max_model_len", max_model_len, 2)

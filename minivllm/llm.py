@@ -125,8 +125,8 @@ class LLM:
         """Answer one conversation, or several; see `generate`.
 
         Args:
-            messages: each with `role` and `content` (text, text parts or None, see
-                `Tokenizer.apply_chat_template`); a list of such lists is several.
+            messages: each with `role` and `content` (text, parts of text, or None); a list of
+                such lists is several.
 
         Raises:
             ValueError: if a conversation is empty or the chat template refuses it.

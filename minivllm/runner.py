@@ -13,7 +13,8 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
-from minivllm.models.attention import AttentionMetadata, GraphAttention, token_positions
+from minivllm.models.attention.metadata import AttentionMetadata, token_positions
+from minivllm.models.attention.selector import GraphAttention
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
 from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.late_tokens import LateTokens
@@ -115,26 +116,21 @@ class ModelRunner:
         )
         if not scheduled:
             return [], torch.empty(0, self.model.config.vocab_size)
-        num_tokens = plan.num_scheduled_tokens
-        query_lens = np.array([num_tokens[request.request_id] for request in scheduled])
-        context_lens = np.array([request.num_computed_tokens for request in scheduled])
+        query_lens = np.array([plan.num_scheduled_tokens[r.request_id] for r in scheduled])
+        seq_lens = np.array([r.num_computed_tokens for r in scheduled])
         # Single tokens first, and the longest contexts in front: attention groups neighbours.
-        order = np.lexsort((-context_lens, query_lens > 1))
+        order = np.lexsort((-seq_lens, query_lens > 1))
         scheduled = [scheduled[index] for index in order]
-        query_lens, context_lens = query_lens[order], context_lens[order]
+        query_lens, seq_lens = query_lens[order], seq_lens[order]
 
         known = np.array([len(request.all_token_ids) for request in scheduled])
-        samples = context_lens >= known  # beyond: a token is on its way (async scheduling)
-        token_ids, positions, slots, block_tables = self._lay_out(
-            scheduled, query_lens, context_lens
-        )
+        samples = seq_lens >= known  # beyond: a token is on its way (async scheduling)
+        token_ids, positions, slots, block_tables = self._lay_out(scheduled, query_lens, seq_lens)
         decoder, wanted = self.decoder, None
         if decoder and len(token_ids) == len(scheduled) <= decoder.max_batch_size:
             hidden = decoder.run(token_ids, positions, slots, block_tables)
         else:
-            metadata = AttentionMetadata(
-                self._tensor(slots), query_lens, context_lens, block_tables
-            )
+            metadata = AttentionMetadata(self._tensor(slots), query_lens, seq_lens, block_tables)
             self.model.attention.prepare(metadata)
             # The last layer can do without tokens that no one samples; fixed tiles need them all.
             if len(token_ids) > np.count_nonzero(samples) and not self.model.row_tile:
@@ -152,20 +148,20 @@ class ModelRunner:
         return [scheduled[index] for index in np.flatnonzero(samples)], logits
 
     def _lay_out(
-        self, requests: Sequence[Request], query_lens: np.ndarray, context_lens: np.ndarray
+        self, requests: Sequence[Request], query_lens: np.ndarray, seq_lens: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The flat batch: token ids [T], positions [T], where their keys and values go [T], and
         the block tables [requests, blocks of the longest]."""
         block_size = self.block_size
         token_ids: list[int] = []
         rows = [self._rows[request.request_id] for request in requests]
-        starts, ends = (context_lens - query_lens).tolist(), context_lens.tolist()
+        starts, ends = (seq_lens - query_lens).tolist(), seq_lens.tolist()
         for request, row, start, end in zip(requests, rows, starts, ends, strict=True):
             known = request.all_token_ids[start:end]
             token_ids += known or [LateTokens.stand_in(row)]
         # The keys they can see lie in so many blocks; a table may go on for later chunks.
-        block_tables = self.block_tables[rows, : cdiv(int(context_lens.max()), block_size)]
-        positions, owners = token_positions(query_lens, context_lens)
+        block_tables = self.block_tables[rows, : cdiv(int(seq_lens.max()), block_size)]
+        positions, owners = token_positions(query_lens, seq_lens)
         slots = block_tables[owners, positions // block_size] * block_size + positions % block_size
         flat = np.stack((token_ids, positions, slots))
         if self.model.row_tile:

@@ -6,15 +6,18 @@ that is to take seconds.
 
 from __future__ import annotations
 
-import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from minivllm import chat
+from minivllm.text_file import read_text
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -43,14 +46,8 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of a GGUF
 
-_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {
-    chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - set(_PRINTED)))
-}
-"""Byte-level BPE's spelling of each byte."""
-
-_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
-"""Parts of a message that are text (vllm/entrypoints/chat_utils.py)."""
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How a vocabulary with byte fallback spells a byte (SentencePiece)."""
 
 
 class Tokenizer:
@@ -70,6 +67,11 @@ class Tokenizer:
         chat_template: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
+        # A file may carry what somebody's training run had set: it would cut, pad or vary prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
         self.backend = backend
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
@@ -78,36 +80,11 @@ class Tokenizer:
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
-        # A file may have been saved in the middle of a training: its settings are not the model's.
-        backend.no_truncation()
-        backend.no_padding()
-        if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None
-
-        state = "null" if backend.decoder is None else backend.decoder.__getstate__()
-        self._decoders = _decoder_types(json.loads(state))
-        self._bytes: dict[int, bytes | None] = {}
-
-    @property
-    def is_byte_level(self) -> bool:
-        """Whether every token is a string of bytes, and a text these bytes in a row."""
-        return self._decoders == {"ByteLevel"}
-
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes that a token stands for; None: it stands for text.
-
-        Byte-level BPE has only the first kind; with byte fallback `<0xE6>` is one of 256.
-        """
-        if token_id not in self._bytes:
-            token = self.backend.id_to_token(token_id) or ""
-            data: bytes | None = None
-            if self.is_byte_level:
-                spelled = all(character in _BYTE_OF for character in token)
-                data = bytes(map(_BYTE_OF.__getitem__, token)) if spelled else token.encode()
-            elif "ByteFallback" in self._decoders and len(token) == 6 and token[:3] == "<0x":
-                data = bytes.fromhex(token[3:5])
-            self._bytes[token_id] = data
-        return self._bytes[token_id]
+        self._special_ids = frozenset(self.all_special_ids)
+        self._own_bytes: dict[int, bytes | None] = {}
+        decoder = backend.decoder
+        self._byte_level = isinstance(decoder, decoders.ByteLevel)
+        self._byte_fallback = decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
 
     @property
     def eos_token_id(self) -> int | None:
@@ -140,6 +117,29 @@ class Tokenizer:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is left out of a text by `skip_special_tokens`."""
+        return token_id in self._special_ids
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for, whatever its neighbours; None: they matter."""
+        if token_id not in self._own_bytes:
+            self._own_bytes[token_id] = self._find_bytes(token_id)
+        return self._own_bytes[token_id]
+
+    def _find_bytes(self, token_id: int) -> bytes | None:
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._byte_level:
+            alphabet = _byte_level_alphabet()
+            if all(character in alphabet for character in token):
+                return bytes(alphabet[character] for character in token)
+            return token.encode()  # an added token, spelled as it is
+        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        return None
+
     def convert_ids_to_tokens(self, token_ids: Iterable[int]) -> list[str | None]:
         """The vocabulary's spelling of each token."""
         return [self.backend.id_to_token(token_id) for token_id in token_ids]
@@ -156,64 +156,24 @@ class Tokenizer:
         """Write a conversation down as the model was trained to read it.
 
         Args:
-            conversation: messages, each with `role` and `content`: a text, None (empty), or text
-                parts (`[{"type": "text", "text": ...}]`), which are joined by newlines unless the
-                template itself goes through them (vllm/entrypoints/chat_utils.py).
+            conversation: messages, each with `role` and `content` (text, parts of text, or None).
             tokenize: return token ids, not text.
             add_generation_prompt: end with the opening of the assistant's answer.
             variables: more variables for the template.
 
         Raises:
-            ValueError: if there is no template, it is broken, or it refuses the conversation; if a
-                message has content that is not text.
+            ValueError: if there is no template, it is broken, it refuses the conversation, or a
+                message holds what is no text.
         """
         template = chat_template or self.chat_template
         if template is None:
             raise ValueError("this tokenizer has no chat template: pass chat_template=...")
-        import jinja2
-        from jinja2 import nodes
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        class Generation(Extension):
-            """`{% generation %}` marks what is trained on; the words stay as they are."""
-
-            tags = {"generation"}
-
-            def parse(self, parser: Any) -> Any:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value, **kw: json.dumps(
-            value, ensure_ascii=False, **kw
-        )
-        try:
-            tree = environment.parse(template)
-            compiled = environment.from_string(template)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
-                f"the chat template is broken, line {error.lineno}: {error}; pass another one as "
-                f"chat_template=..."
-            ) from error
-        takes_parts = any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
-        try:
-            text = compiled.render(
-                messages=[_plain_message(message, takes_parts) for message in conversation],
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **variables},
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses this conversation: {error}") from error
-        except TypeError as error:
-            raise ValueError(f"the chat template fails on this conversation: {error}") from error
+        variables = {
+            "add_generation_prompt": add_generation_prompt,
+            **self.special_tokens,
+            **variables,
+        }
+        text = chat.render(template, conversation, variables)
         # The template writes BOS itself where the model wants one.
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -222,67 +182,13 @@ class Tokenizer:
         self.backend.save(str(directory / "tokenizer.json"))
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= self.special_tokens
+        config["added_tokens_decoder"] = {
+            str(token_id): {"content": self.backend.id_to_token(token_id), "special": True}
+            for token_id in self.all_special_ids
+        }
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-
-
-def _decoder_types(decoder: Mapping[str, Any] | None) -> set[str]:
-    """The kinds of a tokenizer's decoders, taken out of their sequence."""
-    if decoder is None:
-        return set()
-    if decoder["type"] != "Sequence":
-        return {decoder["type"]}
-    return set().union(*map(_decoder_types, decoder["decoders"]))
-
-
-def _is_content(expression: Any) -> bool:
-    """Whether a template's expression is `message.content` or `message["content"]`."""
-    name = getattr(expression, "attr", None) or getattr(
-        getattr(expression, "arg", None), "value", None
-    )
-    return name == "content"
-
-
-def _plain_message(message: Mapping[str, Any], takes_parts: bool) -> dict[str, Any]:
-    """A message whose content is a text, or text parts where the template `takes_parts`.
-
-    Raises:
-        ValueError: on anything that is not text.
-    """
-    if not isinstance(message, Mapping):
-        raise ValueError(f"a message must have role and content, got {message!r:.80}")
-    content, role = message.get("content"), message.get("role")
-    if content is None:
-        content = ""
-    elif isinstance(content, (list, tuple)):
-        texts = [_part_text(part, role) for part in content]
-        joined = "\n".join(texts)
-        content = [{"type": "text", "text": text} for text in texts] if takes_parts else joined
-    elif not isinstance(content, str):
-        raise ValueError(
-            f"the content of a {role} message must be a text, a list of text parts or None, "
-            f"got {content!r:.80}"
-        )
-    return {**message, "content": content}
-
-
-def _part_text(part: Any, role: Any) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind is None and isinstance(part, Mapping) and "text" in part:
-        kind = "text"
-    if kind not in _TEXT_PARTS:
-        name = repr(kind) if kind is not None else f"{part!r:.80}"
-        raise ValueError(
-            f"a {role} message has a part {name}: minivllm reads text only, parts of type "
-            f"{', '.join(_TEXT_PARTS)}"
-        )
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if not isinstance(text, str):
-        raise ValueError(f"a {role} message has a {kind!r} part whose text is {text!r:.80}")
-    return text
 
 
 def check_tokenizer(directory: Path) -> Path:
@@ -301,60 +207,28 @@ def check_tokenizer(directory: Path) -> Path:
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
-    What `tokenizer.json` says of truncation, padding and BPE dropout is passed over: a server
-    neither cuts prompts nor draws lots over them. What `tokenizer_config.json` says of special
-    tokens is applied as transformers does it: tokens that the other file lacks, and
-    `split_special_tokens`. `add_bos_token` is not: the other file's post-processor decides.
-
     Raises:
         ValueError: if there is none, or it cannot be read.
     """
     path = check_tokenizer(directory) / "tokenizer.json"
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_str(read_text(path))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} is corrupted: {error}") from error
     config: dict[str, Any] = {}
     if (config_path := directory / "tokenizer_config.json").is_file():
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    names: dict[str, Any] = config
-    if (map_path := directory / "special_tokens_map.json").is_file():  # of older checkpoints
-        names = json.loads(map_path.read_text(encoding="utf-8")) | config
+        config = json.loads(read_text(config_path))
     special_tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if token := names.get(name):
+        if token := config.get(name):
             special_tokens[name] = token if isinstance(token, str) else token["content"]
-    _apply_config(backend, config, special_tokens)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if (template_path := directory / "chat_template.jinja").is_file():
-        template = template_path.read_text(encoding="utf-8")
+        template = read_text(template_path)
     return Tokenizer(backend, template, special_tokens)
-
-
-def _apply_config(
-    backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> None:
-    """Settings of a `tokenizer_config.json` that change the ids of a text.
-
-    Source: transformers 5, tokenization_utils_tokenizers.py, `TokenizersBackend.__init__`.
-    """
-    declared = config.get("added_tokens_decoder") or {}
-    wanted = [AddedToken(**declared[token_id]) for token_id in sorted(declared, key=int)]
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    extra = extra.values() if isinstance(extra, Mapping) else extra
-    for token in [*special_tokens.values(), *extra]:
-        name = token if isinstance(token, str) else token["content"]
-        wanted.append(AddedToken(name, special=True, normalized=False))
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for token in wanted:
-        if token.content not in known:
-            backend.add_tokens([token])
-            known.add(token.content)
-
-    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
 
 
 def tokenizer_from_gguf(reader: GGUFReader, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -427,170 +301,28 @@ def _byte_level_bpe(
     return backend
 
 
-class TextStream:
-    """The text of tokens as they come: each `push` returns what is certain of it by then.
+@cache
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that each letter of byte-level BPE stands for (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [*map(chr, printable), *(chr(256 + index) for index in range(len(others)))]
+    return dict(zip(letters, [*printable, *others], strict=True))
 
-    All pushed text in a row is `decode` of prompt and output, less the prompt's own. A character
-    that the output completes is the output's, whole. Every token costs the same, however long a
-    run of bytes it is in.
 
-    With byte fallback, `decode` shows a whole run of byte tokens as U+FFFD if a single byte of the
-    run is wrong. What has been shown by then stays; the rest of the run is U+FFFD.
+def eos_token_id_of(directory: Path) -> int | None:
+    """The EOS id of a Hugging Face directory's tokenizer, without building the tokenizer.
+
+    Raises:
+        ValueError: if `tokenizer.json`, which is looked at last, is broken.
     """
-
-    def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = set(tokenizer.all_special_ids) if skip_special_tokens else set()
-        self._last: list[int] = []  # decoded with the next: some tokens begin with a space then
-        self._pending = b""  # the beginning of a character
-        self._num_prompt_bytes = 0  # of these, the prompt's
-        self._run_is_broken = False
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        for token_id in self._relevant_tail(prompt_token_ids):
-            self.push(token_id)
-        self._num_prompt_bytes = len(self._pending)
-        self._num_prompt_marks = len(self._pending.decode(errors="replace"))
-
-    def push(self, token_id: int) -> str:
-        """Take a token; return the text that it makes certain."""
-        if self._is_silent(token_id):
-            return ""
-        data = self._tokenizer.token_bytes(token_id)
-        if data is None:
-            text = self._give_up_pending() + self._text_of(token_id)
-            self._run_is_broken = False
-        elif self._tokenizer.is_byte_level:
-            text = self._take_bytes(data)
-        else:
-            text = self._take_fallback_byte(data)
-        self._last = [token_id]
-        return text
-
-    def _is_silent(self, token_id: int) -> bool:
-        """Special and skipped, or known to the model alone: `decode` leaves it out."""
-        return token_id in self._skipped or self._tokenizer.backend.id_to_token(token_id) is None
-
-    def _relevant_tail(self, prompt_token_ids: Sequence[int]) -> list[int]:
-        """The end of a prompt, from where on it has a bearing on what follows.
-
-        That is the last token of text and the bytes after it; of byte-level tokens four bytes,
-        the length of a character.
-        """
-        tail: list[int] = []
-        num_bytes = 0
-        for token_id in reversed(prompt_token_ids):
-            if self._is_silent(token_id):
-                continue
-            tail.append(token_id)
-            data = self._tokenizer.token_bytes(token_id)
-            num_bytes += len(data or b"")
-            if data is None or (self._tokenizer.is_byte_level and num_bytes >= 4):
-                break
-        return tail[::-1]
-
-    def _text_of(self, token_id: int) -> str:
-        before = self._tokenizer.decode(self._last)
-        return self._tokenizer.decode([*self._last, token_id])[len(before) :]
-
-    def _take_bytes(self, data: bytes) -> str:
-        begun = self._pending + data
-        text = self._utf8.decode(data)
-        self._pending = self._utf8.getstate()[0]
-        if text and self._num_prompt_bytes:
-            # The prompt's text shows its half character as U+FFFD already.
-            self._num_prompt_bytes = 0
-            if text[0] == "\ufffd" and not begun.startswith("\ufffd".encode()):
-                return text[self._num_prompt_marks :]
-        return text
-
-    def _take_fallback_byte(self, data: bytes) -> str:
-        if self._run_is_broken:
-            return "\ufffd"
-        self._pending += data
-        try:
-            text = self._pending.decode()
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                return ""
-            self._run_is_broken = True
-            return self._give_up_pending()
-        self._pending, self._num_prompt_bytes = b"", 0
-        return text
-
-    def _give_up_pending(self) -> str:
-        """The pending bytes are no character: U+FFFD for each that is not the prompt's."""
-        text = "\ufffd" * (len(self._pending) - self._num_prompt_bytes)
-        self._pending, self._num_prompt_bytes = b"", 0
-        return text
-
-
-class IncrementalDetokenizer:
-    """Turns one request's tokens into text as they come, and looks for stop strings in it.
-
-    A token can end in the middle of a character: text is held back until the character is whole.
-    So `text` only ever grows, and never shows half a character; one that the output ends in is
-    left out, as upstream. Of several stop strings the one that is complete first counts, as if
-    the text came letter by letter; of two that end together, the longer (upstream, since vLLM
-    #49391: the one that the list names first).
-
-    Source: vllm/v1/engine/detokenizer.py:30, vllm/tokenizers/detokenizer_utils.py.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_token_ids: Sequence[int],
-        *,
-        stop: Sequence[str] = (),
-        min_tokens: int = 0,
-        skip_special_tokens: bool = True,
-        include_stop_str_in_output: bool = False,
-    ) -> None:
-        self.stop = list(stop)
-        self.min_tokens = min_tokens
-        self.include_stop_str_in_output = include_stop_str_in_output
-        self.text = ""
-        self.num_output_tokens = 0
-        self._stream = TextStream(tokenizer, prompt_token_ids, skip_special_tokens)
-
-    def update(self, new_token_ids: Sequence[int], stop_terminated: bool = False) -> str | None:
-        """Take new tokens; return the stop string that is now in the text, if any.
-
-        Args:
-            stop_terminated: the last token ended the request (EOS or a stop token): it is
-                not shown, unless `include_stop_str_in_output`.
-        """
-        if stop_terminated and not self.include_stop_str_in_output:
-            self.num_output_tokens += 1
-            new_token_ids = new_token_ids[:-1]
-        searched = len(self.text)
-        for token_id in new_token_ids:
-            self.num_output_tokens += 1
-            self.text += self._stream.push(token_id)
-            if self.num_output_tokens <= self.min_tokens:
-                searched = len(self.text)
-        if len(self.text) == searched or self.num_output_tokens <= self.min_tokens:
-            return None
-        return self._find_stop_string(searched)
-
-    def visible_text(self, finished: bool) -> str:
-        """The text so far, less what may turn out to be the beginning of a stop string."""
-        if finished or not self.stop or self.include_stop_str_in_output:
-            return self.text
-        held_back = max(map(len, self.stop)) - 1
-        return self.text[: max(0, len(self.text) - held_back)]
-
-    def _find_stop_string(self, searched: int) -> str | None:
-        """Cut the text at the first stop string that ends after `searched` characters."""
-        found = []
-        for stop in self.stop:
-            start = self.text.find(stop, max(0, searched - len(stop) + 1))
-            if start >= 0:
-                found.append((start + len(stop), start, stop))
-        if not found:
-            return None
-        end, start, stop = min(found)
-        self.text = self.text[: end if self.include_stop_str_in_output else start]
-        return stop
+    config_path = directory / "tokenizer_config.json"
+    config = json.loads(read_text(config_path)) if config_path.is_file() else {}
+    token = config.get("eos_token")
+    token = token["content"] if isinstance(token, dict) else token
+    if token is None:
+        return None
+    for token_id, added in config.get("added_tokens_decoder", {}).items():
+        if added.get("content") == token:
+            return int(token_id)
+    return load_tokenizer(directory).eos_token_id

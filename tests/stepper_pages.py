@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivllm.stepper import SCENARIOS, Scenario
 from minivllm.stepper.embed import entry_of, stepper_html
+from minivllm.stepper.modules import STATIC, source
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
@@ -38,10 +39,13 @@ def page_html(*steppers: Sequence[Scenario], step: int | None = None) -> str:
 
 
 def write_site(folder: Path) -> None:
-    """The stepper's files, Pyodide among them if it can be had, and some pages."""
+    """The stepper's files, Pyodide among them if it can be had, its modules, and some pages."""
     from minivllm_stepper import write_assets
 
     write_assets(folder / "_static")
+    for name in ("view/limits.js", *(f"view/{path.name}" for path in STATIC.glob("view/*.js"))):
+        (folder / "view").mkdir(exist_ok=True)
+        (folder / name).write_text(source(name), encoding="utf-8")
     named = SCENARIOS.__getitem__
     pages = {
         "cramped": page_html([named("cramped")]),
@@ -107,6 +111,7 @@ READ = """(root) => {
     waiting: ids("waiting"),
     numbers: Object.fromEntries(rows.map((row) => [row.dataset.row, [Number(row.dataset.computed), Number(row.dataset.known)]])),
     texts: Object.fromEntries(rows.map((row) => [row.dataset.row, row.querySelector(".mv-number").textContent])),
+    samples: rows.filter((row) => row.querySelector(".mv-bar-next").checkVisibility()).map((row) => row.dataset.row),
     victims: rows.filter((row) => row.dataset.victim === "true").map((row) => row.dataset.row),
     sentences: [...branch.querySelectorAll(".mv-sentences li:not([data-kind='end'])")].map((li) => li.textContent),
     states: cells.map((cell) => cell.dataset.state).join(""),
@@ -137,6 +142,7 @@ def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Seque
     assert dom["texts"] == {
         id_: f"{row['num_computed_tokens']} / {row['num_tokens']}" for id_, row in requests.items()
     }
+    assert set(dom["samples"]) == set(snapshot["sampled"])  # hollow: the gap that opens next
     preempted = {e["request_id"] for e in snapshot["events"] if e["type"] == "preempted"}
     assert set(dom["victims"]) == preempted
     told = dom["sentences"]

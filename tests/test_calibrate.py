@@ -21,9 +21,12 @@ import pytest
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
 from minivllm.sim import calibrate as cal
+from minivllm.sim.calibrate import session, workloads
 from minivllm.sim.cost import CostModel, FittedCost, StepLoad, roofline
 from minivllm.sim.lengths import Constant, UniformLength
-from minivllm.sim.workload import ClosedLoop, OpenLoop, Trace, Workload
+from minivllm.sim.simulate import simulate
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import ClosedLoop, OpenLoop, Workload
 
 TRUTH = FittedCost(
     0.04,
@@ -81,7 +84,7 @@ MakeEngine = Callable[..., Any]
 def made_up(patch: pytest.MonkeyPatch, cost: CostModel = TRUTH, noise: float = 0.0) -> MadeUpEngine:
     clock = MadeUpClock()
     patch.setitem(cal.CLOCKS, "cpu", clock)
-    patch.setattr(cal, "describe", lambda engine: {"machine": "made up"})
+    patch.setattr(session, "describe", lambda engine: {"machine": "made up"})
     return MadeUpEngine(clock, cost, noise)
 
 
@@ -311,7 +314,9 @@ FEW_USERS: dict[str, Workload] = {
 }
 UNSEEN: dict[str, Workload] = {
     "open": OpenLoop(cal.SHORT, 1.0, num_requests=15),
-    "long": ClosedLoop(cal._mix("long", UniformLength(300, 700), Constant(9)), 2, num_requests=6),
+    "long": ClosedLoop(
+        workloads.mix("long", UniformLength(300, 700), Constant(9)), 2, num_requests=6
+    ),
 }
 
 
@@ -431,7 +436,7 @@ def test_the_recorded_calibration_keeps_what_the_project_promises() -> None:
     # It is no other than a prediction: the simulator, asked again, says the same.
     name, workload = next(iter(cal.HELD_OUT.items()))
     config = SchedulerConfig.from_dict(recorded.cost.about["scheduler"])
-    again = cal.simulate(workload, recorded.cost, config, seed=2)
+    again = simulate(workload, recorded.cost, config, seed=2)
     [row] = [r for r in recorded.held_out if r.name == name and r.metric == "ttft"]
     assert again.ttft.mean == pytest.approx(row.predicted)
 
@@ -449,7 +454,7 @@ def test_the_real_engine_can_be_replayed() -> None:
     pytest.importorskip("torch")
     engine = cal.make_engine(max_model_len=64, num_gpu_blocks=64, warm_up=False)
     workload = Trace.record(
-        OpenLoop(cal._mix("tiny", UniformLength(2, 8), Constant(3)), 50.0, num_requests=3), 0
+        OpenLoop(workloads.mix("tiny", UniformLength(2, 8), Constant(3)), 50.0, num_requests=3), 0
     )
     run = cal.replay(engine, workload)
     assert len(run.ttft) == 3

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minivllm import conformance
 from minivllm.core import Scheduler
 from minivllm.core.kv_cache_manager import KVCacheManager
+from minivllm.runs import conformance
 
 TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-part.jsonl.gz"
 EDGE_TRACES = Path(__file__).parent / "data" / "vllm-0.22.1-edge.jsonl.gz"

@@ -9,7 +9,6 @@ import pytest
 from shadow import ShadowModel
 
 from minivllm.core import (
-    History,
     Request,
     RequestStatus,
     SamplingParams,
@@ -18,6 +17,7 @@ from minivllm.core import (
     check_enough_kv_cache_memory,
 )
 from minivllm.core.block_pool import BlockPool, hash_block_tokens
+from minivllm.runs import History, make_observer
 
 
 def make(record=True, **knobs):
@@ -29,7 +29,7 @@ def make(record=True, **knobs):
         "max_num_seqs": 8,
         "enable_prefix_caching": False,
     }
-    return Scheduler(SchedulerConfig(**{**defaults, **knobs}), record=record)
+    return Scheduler(SchedulerConfig(**{**defaults, **knobs}), observer=make_observer(record))
 
 
 _token = itertools.count(1)

@@ -10,13 +10,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shadow import ShadowModel
 
 from minivllm.core import (
-    History,
     Request,
     RequestStatus,
     SamplingParams,
     Scheduler,
     SchedulerConfig,
 )
+from minivllm.runs import History, InputLog, replay
 
 RELAXED = settings(
     deadline=None,
@@ -55,7 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(config=configs())
     def build(self, config):
-        self.scheduler = Scheduler(config, record=True)
+        self.scheduler = Scheduler(config, observer=InputLog())
         self.model = ShadowModel(self.scheduler)
         self.requests = {}
         self.idle_steps = 0
@@ -206,9 +206,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         text = history.to_json()
         restored = History.from_json(text)
         assert restored.to_json() == text
-        assert restored.replay().history.to_json() == text
+        assert replay(restored).history.to_json() == text
         middle = len(history) // 2
-        half = restored.replay(middle)
+        half = replay(restored, middle)
         assert half.history.steps == json.loads(text)["steps"][:middle]
         for snapshot in history.steps:
             self.snapshot_is_consistent(snapshot)

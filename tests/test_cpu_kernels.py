@@ -16,13 +16,11 @@ import torch.nn.functional as F
 
 from minivllm import LLM, SamplingParams
 from minivllm.models import cpu_kernels
-from minivllm.models.attention import (
-    AttentionMetadata,
-    CPUPagedAttention,
-    PagedAttention,
-    attention_class,
-    reference_paged_attention,
-)
+from minivllm.models.attention.cpu import CPUPagedAttention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.reference import reference_paged_attention
+from minivllm.models.attention.sdpa import PagedAttention
+from minivllm.models.attention.selector import choose_backend
 from minivllm.models.cpu_decoder import CPUDecoder
 from minivllm.models.cpu_kernels import CPUKernels, is_packed, load_kernels
 from minivllm.models.loader import tiny_random_model
@@ -172,18 +170,18 @@ def test_paged_attention_is_the_reference(seed, block_size, num_heads, num_kv_he
     expected = reference_paged_attention(query, cache, metadata, head_dim**-0.5)
     attention = CPUPagedAttention(block_size, num_kv_heads, torch.float32, "cpu")
     attention.prepare(metadata)
-    got = attention(query.clone(), cache, metadata, head_dim**-0.5)
+    got = attention(query.clone(), cache, head_dim**-0.5)
     torch.testing.assert_close(got, expected)
     # A request alone, in tasks of one head: the same bits as with the others.
     for index in range(len(query)):
         alone = AttentionMetadata(
             metadata.slot_mapping[:1],
             metadata.query_lens[:1],
-            metadata.context_lens[index : index + 1],
+            metadata.seq_lens[index : index + 1],
             metadata.block_tables[index : index + 1],
         )
         attention.prepare(alone)
-        one = attention(query[index : index + 1], cache, alone, head_dim**-0.5)
+        one = attention(query[index : index + 1], cache, head_dim**-0.5)
         assert torch.equal(one[0], got[index])
 
 
@@ -208,7 +206,7 @@ def test_a_prompt_attends_with_the_same_bits_however_it_is_cut(
         slots = torch.zeros(end - start, dtype=torch.long)
         metadata = AttentionMetadata.of(slots, [end - start], [end], table)
         attention.prepare(metadata)
-        return attention(query[start:end].clone(), cache, metadata, head_dim**-0.5)
+        return attention(query[start:end].clone(), cache, head_dim**-0.5)
 
     whole = attend(0, length)
     slots = torch.zeros(length, dtype=torch.long)
@@ -227,13 +225,13 @@ def test_scores_far_apart_and_slots_of_others_do_no_harm():
     query *= 1000
     expected = reference_paged_attention(query, cache, metadata, 1.0)
     own = torch.zeros(2000 * 16, dtype=torch.bool)
-    for context, table in zip(metadata.context_lens, metadata.block_tables):
+    for context, table in zip(metadata.seq_lens, metadata.block_tables):
         for position in range(context):
             own[table[position // 16] * 16 + position % 16] = True
     cache.flatten(1, 2)[:, ~own] = float("nan")
     attention = CPUPagedAttention(16, 3, torch.float32, "cpu")
     attention.prepare(metadata)
-    torch.testing.assert_close(attention(query, cache, metadata, 1.0), expected)
+    torch.testing.assert_close(attention(query, cache, 1.0), expected)
 
 
 @needs_kernels
@@ -360,9 +358,9 @@ def test_heads_that_the_kernel_has_no_room_for_are_refused(heads):
     )
     assert not cpu_kernels.can_attend(config)
     with pytest.raises(ValueError, match="a width that 8 divides, together at most 16,384"):
-        attention_class("cpu", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
-    fallback = attention_class("auto", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
-    assert fallback is PagedAttention
+        choose_backend("cpu", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
+    fallback = choose_backend("auto", "cpu", False, kernel_fits=cpu_kernels.can_attend(config))
+    assert fallback == "sdpa"
 
 
 @needs_kernels

@@ -15,10 +15,8 @@ from hypothesis import given, settings
 from shadow import ShadowModel
 from test_core_properties import RELAXED, configs, prompts
 
-from minivllm import conformance
 from minivllm.core import (
     FCFSRequestQueue,
-    History,
     KVCacheManager,
     Request,
     RequestStatus,
@@ -26,10 +24,10 @@ from minivllm.core import (
     Scheduler,
     SchedulerConfig,
 )
-from minivllm.core.snapshot import SnapshotRecorder
 from minivllm.grading.exercises.workloads import variant
+from minivllm.runs import History, InputLog, Recorder, conformance, make_observer, observe
+from minivllm.runs.scenario import ScenarioError
 from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import ScenarioError
 
 SMALL = SchedulerConfig(num_gpu_blocks=12, block_size=2, max_model_len=40, max_num_seqs=4)
 
@@ -62,7 +60,9 @@ class Run:
     def __init__(self, config, record, cls=Scheduler, clock=True):
         ticks = itertools.count()
         self.scheduler = cls(
-            config, record=record, clock=(lambda: next(ticks) / 8) if clock else None
+            config,
+            observer=make_observer(record),
+            clock=(lambda: next(ticks) / 8) if clock else None,
         )
         self.history = self.scheduler.history
         self.model = ShadowModel(self.scheduler)
@@ -149,7 +149,7 @@ inputs = st.one_of(
     st.tuples(st.just("abort"), st.integers(0, 6)),
 )
 outside = st.sampled_from(
-    ["fail", "abort_all", "other_victim", "other_queue", "other_method", "other_knobs"]
+    ["abort_all", "other_victim", "other_queue", "other_knobs"]
 ).map(lambda name: (name,))
 
 
@@ -181,8 +181,7 @@ def check_same(config, actions, looks, cls=Scheduler, clock=True):
 )
 def test_inputs_alone(config, actions, looks, clock):
     lazy, _ = check_same(config, actions, looks, clock=clock)
-    assert lazy.scheduler.recorder is None
-    assert lazy.scheduler.log is not None, "nothing but inputs, and yet it is recorded eagerly"
+    assert not lazy.scheduler.observer._eager, "nothing but inputs, and yet recorded eagerly"
 
 
 @settings(RELAXED, max_examples=150)
@@ -202,12 +201,10 @@ def test_what_no_input_tells(config, before, change, after, looks):
     [
         "other_victim",
         "other_queue",
-        "other_method",
         "other_manager",
         "other_knobs",
         "other_caching",
         "abort_all",
-        "fail",
     ],
 )
 @pytest.mark.parametrize("when", [0, 3])
@@ -224,22 +221,22 @@ def test_each_change_is_seen(change, when, preemption_mode):
     steps = [("step",)] * 6
     actions = [*(add if change != "other_manager" else []), *steps[:when], (change,)]
     lazy, _ = check_same(config, [*actions, *add, *steps, *steps], [False] * 40)
-    seen = lazy.scheduler.log is None
-    # A reset of an empty cache is none, and so is a failure with nobody to fail.
-    assert seen or (change, when) == ("abort_all", 0)
+    # A reset of an empty cache is none.
+    assert lazy.scheduler.observer._eager or (change, when) == ("abort_all", 0)
 
 
-def test_a_subclass_is_recorded_as_it_goes():
+def test_a_subclass_is_told_by_its_own_code():
     actions = [("add", [1, 0, 1, 1, 0, 0, 1], 6, 0, None), *[("step",)] * 9]
     lazy, _ = check_same(SMALL, actions, [], cls=Variant)
-    assert lazy.scheduler.log is None
+    assert not lazy.scheduler.observer._eager
+    assert isinstance(observe(Variant(SMALL)).observer, Recorder)
 
 
 def test_an_edited_copy_of_the_scheduler_is_told_by_its_own_code():
     admits_one = variant("admits_one", "request = self.waiting.peek_request()", ONE_A_STEP)
     actions = [*[("add", [1, 0, 1, 1, 0], 6, 0, None)] * 3, *[("step",)] * 9]
     lazy, _ = check_same(SMALL, actions, [], cls=admits_one)
-    assert lazy.scheduler.log is not None
+    assert not lazy.scheduler.observer._eager
     assert [len(step["running"]) for step in lazy.history.steps[:4]] == [1, 2, 3, 3]
 
 
@@ -262,29 +259,35 @@ def test_a_request_of_another_kind_is_recorded_as_it_is():
     assert histories[0] == histories[1]
 
 
-def test_a_class_changed_in_mid_run(monkeypatch):
-    """What an exercise takes out of the core, it takes out of the class."""
-    histories = []
-    for record in (True, "eager"):
-        run = Run(SMALL, record)
-        for _ in range(4):
-            run.add([1, 2, 3, 4, 5], 8, 0, None)
-        run.step()
-        assert len(run.history) == 1
-        with monkeypatch.context() as patch:
-            patch.setattr(Scheduler, "_schedule_waiting", schedule_few)
+@settings(RELAXED, max_examples=60)
+@given(config=configs(), before=st.lists(inputs, max_size=12), after=st.lists(inputs, max_size=12))
+def test_an_update_that_raised_is_told_truly_or_not_at_all(config, before, after):
+    said = ""
+    try:
+        check_same(config, [*before, ("fail",), *after], [])
+    except RuntimeError as error:
+        said = str(error)
+    assert not said or "observer=Recorder()" in said
+
+
+def test_a_method_replaced_says_so_and_a_recorder_tells_it():
+    config = SchedulerConfig(num_gpu_blocks=60, block_size=2, max_model_len=40)
+    lazy, eager = (Run(config, record) for record in (True, "eager"))
+    for run in (lazy, eager):
+        run.other_method()
+        for token in range(3):
+            run.add([token] * 7, 8, 0, None)
             run.step()
-            assert Run(SMALL, record).scheduler.log is None
-        run.step()
-        histories.append(run.history.to_json())
-    assert histories[0] == histories[1]
+    with pytest.raises(RuntimeError, match=r"observer=Recorder"):
+        len(lazy.history)
+    assert [row["num_new_tokens"] for row in eager.history[0]["scheduled"]] == [3]
 
 
 def test_vllms_workloads(monkeypatch):
     made = []
 
-    def build(config, *, record):
-        made.append(Scheduler(config, record=(True, "eager")[len(made)]))
+    def build(config, *, observer):
+        made.append(Scheduler(config, observer=(InputLog(), Recorder())[len(made)]))
         return made[-1]
 
     monkeypatch.setattr(conformance, "Scheduler", build)
@@ -294,7 +297,7 @@ def test_vllms_workloads(monkeypatch):
         for _ in range(2):
             assert conformance.replay(workload) is None
         lazy, eager = made
-        assert lazy.log is not None
+        assert not lazy.observer._eager
         assert lazy.history.to_json() == eager.history.to_json()
 
 
@@ -319,10 +322,10 @@ def test_two_plans_at_once():
 
 def test_no_snapshot_is_made_while_nobody_looks(monkeypatch):
     made = []
-    write = SnapshotRecorder.end_of_schedule
+    write = Recorder.step_planned
     monkeypatch.setattr(
-        SnapshotRecorder,
-        "end_of_schedule",
+        Recorder,
+        "step_planned",
         lambda recorder, output: (made.append(output.step), write(recorder, output)),
     )
     run = Run(SMALL, True)
@@ -335,7 +338,7 @@ def test_no_snapshot_is_made_while_nobody_looks(monkeypatch):
     run.step()
     run.history.to_json(), run.history.steps, run.history.pending_inputs
     assert made == list(range(10)), "each step is written once"
-    assert not run.scheduler.log._inputs, "what has been told need not be kept"
+    assert not run.scheduler.observer._inputs, "what has been told need not be kept"
     run.scheduler.select_victim = min
     run.step()
     assert made == list(range(11))
@@ -345,7 +348,7 @@ def test_the_clock_is_read_as_often_as_ever_and_never_by_a_look():
     reads = {}
     for record in (False, True, "eager"):
         ticks = itertools.count()
-        scheduler = Scheduler(SMALL, record=record, clock=ticks.__next__)
+        scheduler = Scheduler(SMALL, observer=make_observer(record), clock=ticks.__next__)
         scheduler.add_request(Request("r", [1, 2, 3], SamplingParams(max_tokens=2)))
         for _ in range(2):
             scheduler.update_from_output(scheduler.schedule(), {"r": 5})
@@ -400,7 +403,6 @@ def test_a_change_by_hand_is_told_with_what_to_do(by_hand):
         with pytest.raises(RuntimeError, match=r"it had .*by hand.*record='eager'"):
             len(run.history)
     run.step()  # the run itself goes on
-    assert run.scheduler.log is None
 
 
 def test_a_change_by_hand_does_not_end_the_run():
@@ -418,4 +420,4 @@ def test_a_change_by_hand_does_not_end_the_run():
 
 def test_what_record_may_be():
     with pytest.raises(ValueError, match="True, False or 'eager', got 'lazy'"):
-        Scheduler(SMALL, record="lazy")
+        make_observer("lazy")

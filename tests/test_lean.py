@@ -145,8 +145,6 @@ def test_a_page_loads_at_most_1_5_megabytes(name: str, page: Page, site_url: str
 
 def test_no_template_of_the_steppers_spans_lines() -> None:
     """The pages' script loses its indentation: no text of it may be made of several lines."""
-    for name in ("view.js", "page.js"):
-        text = (Path(__file__).parents[1] / "minivllm" / "stepper" / "static" / name).read_text(
-            encoding="utf-8"
-        )
-        assert not [part for part in text.split("`")[1::2] if "\n" in part], name
+    from minivllm.stepper.modules import joined
+
+    assert not [part for part in joined("page.js").split("`")[1::2] if "\n" in part]

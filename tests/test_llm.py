@@ -13,9 +13,10 @@ import torch
 from serving import build, token_ids
 
 from minivllm import LLM, LLMEngine, SamplingParams
+from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.loader import tiny_random_model
 from minivllm.outputs import RequestOutput
-from minivllm.tokenizer import IncrementalDetokenizer, tiny_tokenizer
+from minivllm.tokenizer import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)

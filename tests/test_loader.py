@@ -56,7 +56,12 @@ def write_gguf(path: Path, arch: str = "llama", **changes: Any) -> Path:
     writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
     writer.add_tokenizer_pre(changes.get("pre", "gpt-2"))
     writer.add_token_list(vocab)
-    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
+    types = [3] * 3 + [1] * (len(vocab) - 3)
+    if num_types := changes.get("num_types", len(types)):
+        writer.add_token_types(types[:num_types])
+    for key, value in changes.get("metadata", {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](key, value)
     writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -463,7 +468,7 @@ def test_broken_directory(tmp_path: Path) -> None:
     for changes, message in [
         ({"architectures": ["OPTForCausalLM"]}, "OPTForCausalLM is not supported; .* Llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
         ({"layer_types": ["sliding_attention"]}, "sliding-window"),
         ({"num_hidden_layers": 4}, r"no tensor 'model\.layers\.3\."),
         ({"intermediate_size": 100}, r"gate_proj\.weight' has shape \(160, 64\)"),

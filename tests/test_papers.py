@@ -8,7 +8,8 @@ import pytest
 
 from minivllm.sim import papers
 from minivllm.sim.cost import FixedCost, StepLoad, roofline
-from minivllm.sim.workload import Arrival, OpenLoop, Trace
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import Arrival, OpenLoop
 
 # --- vLLM: recompute against swap -----------------------------------------------------------
 

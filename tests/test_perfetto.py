@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
+from minivllm.runs import InputLog
 from minivllm.stepper import SCENARIOS, record
 from minivllm.viz.perfetto import REQUESTS, SCHEDULER, US_PER_STEP, to_perfetto, write_perfetto
 
@@ -85,7 +86,9 @@ def clocked(times: list[float]) -> Scheduler:
     """A run of as many steps as there are times."""
     now = {"time": times[0]}
     scheduler = Scheduler(
-        SchedulerConfig(num_gpu_blocks=16, block_size=4), record=True, clock=lambda: now["time"]
+        SchedulerConfig(num_gpu_blocks=16, block_size=4),
+        observer=InputLog(),
+        clock=lambda: now["time"],
     )
     scheduler.add_request(Request("a", [1] * 6, SamplingParams(max_tokens=len(times))))
     for time in times:
@@ -110,7 +113,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match="ran backwards"):
         to_perfetto(clocked([2.0, 1.0]))
     with pytest.raises(ValueError, match="no step yet"):
-        to_perfetto(Scheduler(SchedulerConfig(num_gpu_blocks=4), record=True))
+        to_perfetto(Scheduler(SchedulerConfig(num_gpu_blocks=4), observer=InputLog()))
     with pytest.raises(ValueError, match="record=True"):
         to_perfetto(Scheduler(SchedulerConfig(num_gpu_blocks=4)))
     with pytest.raises(ValueError, match="cannot draw a int"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("plotly")
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.viz.drive import drive, drive_scenario
+from minivllm.runs.drive import drive, drive_scenario
 from minivllm.viz.resources import ROWS, resource_use, taken
 
 
@@ -29,7 +29,7 @@ def test_it_shows_what_the_statistics_say(
         (i, Request(f"r{i}", [i] * prompt, SamplingParams(max_tokens=output)))
         for i, (prompt, output) in enumerate(lengths)
     ]
-    run = drive(Scheduler(config, record=True), requests)
+    run = drive(Scheduler(config), requests)
     shown = {name: {} for name, _ in ROWS}
     for trace in resource_use(run).data:
         name = trace.hovertemplate.split()[-1].removesuffix("<extra></extra>")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivllm.runs.scenario import KNOBS, LIMITS, arrival_steps, parse_json, token_id
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioError, record, with_arrival_pattern
-from minivllm.stepper.scenario import KNOBS, LIMITS, arrival_steps, parse_json, token_id
 
 RECORDINGS = {name: record(scenario) for name, scenario in SCENARIOS.items()}
 
@@ -202,7 +202,7 @@ def test_a_preemption_is_told_with_its_numbers() -> None:
     sentences = RECORDINGS["cramped"]["sentences"][5]
     assert sentences[0] == (
         "r2 needs 1 block, 0 free: FCFS preempts the last running, r3 "
-        "(4 blocks freed, 13 computed tokens to redo)."
+        "(4 blocks freed, 13 computed tokens dropped)."
     )
     swapped = RECORDINGS["swap"]["sentences"][5]
     assert "13 computed tokens kept on the CPU" in swapped[0]

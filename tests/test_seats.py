@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("plotly")
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.viz.drive import drive, drive_scenario
+from minivllm.runs.drive import drive, drive_scenario
 from minivllm.viz.seats import Stay, padded_batches, seat_chart, stays_of
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 15)), min_size=1, max_size=8)
@@ -34,7 +34,7 @@ def test_the_seats_of_a_run_hold_who_runs(
         (i // 2, Request(f"r{i}", [i] * prompt, SamplingParams(max_tokens=output)))
         for i, (prompt, output) in enumerate(lengths)
     ]
-    run = drive(Scheduler(config, record=True), requests)
+    run = drive(Scheduler(config), requests)
     stays = stays_of(run)
     for snapshot in run.history.steps:
         now = sitting(stays, snapshot["step"])

@@ -319,7 +319,7 @@ def test_the_decisions_are_those_of_a_scheduler_driven_by_hand(config, trace):
 def test_there_is_no_second_scheduler():
     simulation = Simulation(OpenLoop(SMALL, 5, 2), FixedCost(0.01), TIGHT)
     assert type(simulation.scheduler) is Scheduler
-    assert simulation.scheduler.recorder is None
+    assert simulation.scheduler.observer is None
     assert simulation.scheduler.stats.keep_steps is False
 
 
@@ -394,7 +394,7 @@ def test_pyodide_gives_the_same_bytes(tmp_path):
         folder = get_pyodide()
     except RuntimeError as error:
         pytest.skip(str(error))
-    sources = [ROOT / "minivllm" / "__init__.py"]
+    sources = [ROOT / "minivllm" / name for name in ("__init__.py", "text_file.py")]
     sources += [f for part in ("core", "sim") for f in (ROOT / "minivllm" / part).rglob("*.py")]
     files = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sources}
     (tmp_path / "files.json").write_text(json.dumps(files))

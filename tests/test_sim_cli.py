@@ -171,6 +171,50 @@ def test_beside_a_measured_run(capsys, measured):
     assert data["comparison"][0]["metric"] == "request_throughput"
 
 
+FIELD = {
+    "duration": 2.5, "completed": 3, "num_prompts": 3, "request_rate": "inf",
+    "total_input_tokens": 60, "total_output_tokens": 12, "mean_ttft_ms": 30.0,
+}  # fmt: skip
+
+
+def test_a_summary_gives_its_own_traffic_or_is_said_to_be_unlike(capsys, tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(FIELD))
+    status, out, err = run(["--measured", str(path), "--json"], capsys)
+    data = json.loads(out)
+    assert status == 0
+    assert data["summary"]["num_finished"] == 3
+    assert (data["workload"]["kind"], data["workload"]["num_requests"]) == ("trace", 3)
+    assert "input_lens and output_lens are missing" in err
+    assert data["notes"] == [
+        line.removeprefix("python -m minivllm.sim: note: ") for line in err.splitlines()
+    ]
+    status, out, err = run(["--measured", str(path), *QUICK, "--rate", "4"], capsys)
+    assert (status, "num_requests 40" in out) == (0, True)
+    for words in ("--rate, --num-requests", "requests: 40 simulated, 3 measured", "inf measured"):
+        assert words in err
+    path.write_text(json.dumps({"duration": 2.5, "completed": 3, "mean_ttft_ms": 30.0}))
+    _, _, err = run(["--measured", str(path)], capsys)
+    assert re.search(r"total_input_tokens.*--save-detailed.*Simulated is mix chat, rate 10", err)
+
+
+def test_options_for_traffic_are_not_used_if_the_file_has_requests(capsys, measured):
+    status, out, err = run(["--measured", str(measured), *QUICK], capsys)
+    assert (status, "num_requests 3" in out) == (0, True)
+    assert "--num-requests: not used, its own requests are replayed" in err
+
+
+def test_one_of_several_results_is_chosen(capsys, measured):
+    text = measured.read_text()
+    measured.write_text(text + "\n" + text.replace("4.0", "8.0"))
+    _, out, err = run(["--measured", str(measured)], capsys)
+    assert "it holds 2 results" in err
+    assert re.search(r"request_throughput +0\.3750", out)
+    _, out, _ = run(["--measured", str(measured), "--result", "1"], capsys)
+    assert re.search(r"request_throughput +0\.7500", out)
+    assert run(["--result", "1"], capsys)[0] == 2
+
+
 def test_a_sweep_is_printed_written_and_taken_up_again(capsys, tmp_path):
     path = tmp_path / "rows.csv"
     arguments = ["--sweep", "rate=5,10", "--sweep", "budget=64,2048", *QUICK, "--out", str(path)]
@@ -319,7 +363,8 @@ def test_a_report_holds_what_it_needs(reports):
 def test_nothing_in_a_report_ends_its_script(tmp_path):
     pytest.importorskip("plotly")
     from minivllm.sim.report import run_report
-    from minivllm.sim.workload import Arrival, Trace
+    from minivllm.sim.trace import Trace
+    from minivllm.sim.workload import Arrival
 
     trace = Trace((Arrival(0, 5, 5, kind="</script><b>"), Arrival(1, 5, 5)), "<i>x</i>")
     scenario = Scenario(trace, cost=FixedCost(0.1))

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import warnings
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +21,15 @@ from minivllm.sim import (
     FixedCost,
     OpenLoop,
     Scenario,
+    Simulation,
     Trace,
     comparison_table,
     llm_arguments,
     read_bench,
+    read_benches,
     side_by_side,
     simulate,
+    unlike,
     vllm_bench,
     vllm_serve,
     without_flag,
@@ -214,12 +218,14 @@ def bench_file(result, **changes):
         "backend": "vllm",
         "model_id": "meta-llama/Llama-3.1-8B-Instruct",
         "num_prompts": len(records),
-        "request_rate": "inf",
+        "request_rate": 5.0,
         "burstiness": 1.0,
         "max_concurrency": None,
         "duration": result.duration,
         "completed": len(records),
         "failed": 0,
+        "total_input_tokens": result.num_prompt_tokens,
+        "total_output_tokens": result.num_output_tokens,
         "request_throughput": len(records) / result.duration,
         "request_goodput": None,
         "output_throughput": sum(r.output_len for r in records) / result.duration,
@@ -315,6 +321,128 @@ def test_failed_requests_are_counted_and_left_out(result):
     assert len(measured.e2e) == 78
 
 
+# --- traffic that is alike, or said not to be -------------------------------------------------
+
+
+def without(data, *names):
+    return {key: value for key, value in data.items() if key not in names}
+
+
+def test_traffic_is_what_was_sent_if_the_file_tells(result):
+    measured = read_bench(bench_file(result))
+    assert measured.traffic().arrivals == measured.to_trace().arrivals
+    assert measured.traffic().notes == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        side_by_side(result, measured)
+
+
+def test_lengths_without_start_times_are_sent_at_the_files_rate(result):
+    data = without(bench_file(result), "start_times")
+    trace = read_bench(data).traffic(seed=4)
+    lengths = list(zip(data["input_lens"], data["output_lens"], strict=True))
+    assert [(a.prompt_len, a.output_len) for a in trace.arrivals] == lengths
+    plain = Trace(tuple(Arrival(0, *pair) for pair in lengths))
+    assert trace.arrivals == plain.at_rate(5.0, 1.0, 4).arrivals
+    (note,) = trace.notes
+    for words in ("start_times is missing", "request_rate, 5/s", "--save-detailed"):
+        assert words in note
+    at_once = read_bench({**data, "request_rate": "inf"}).traffic()
+    assert {a.time for a in at_once.arrivals} == {0}
+    assert "all at once" in at_once.notes[0]
+    untold = read_bench(without(data, "request_rate")).traffic()
+    assert untold.arrivals == plain.at_rate(80 / result.duration).arrivals
+    assert "throughput" in untold.notes[0]
+
+
+def test_a_limited_client_sends_no_more_at_once(result):
+    data = {**without(bench_file(result), "start_times"), "request_rate": "inf"}
+    trace = read_bench({**data, "max_concurrency": 3}).traffic()
+    under_way = []
+    simulation = Simulation(
+        trace, FixedCost(0.02), CONFIG,
+        on_step=lambda *_: under_way.append(len(simulation.scheduler.requests)),
+    )  # fmt: skip
+    again = simulation.run()
+    assert max(under_way) == 3
+    assert again.num_finished == 80
+    # It waits at the client, where nobody measures: every request is scheduled when it is sent.
+    assert again.queue_time.high < 0.04
+    assert "3 at a time" in trace.notes[0]
+    with pytest.raises(ValueError, match="max_concurrency"):
+        Trace(trace.arrivals, max_concurrency=0)
+
+
+def test_without_details_as_many_requests_of_the_mean_lengths_are_sent(result):
+    data = without(bench_file(result), *DETAILS)
+    trace = read_bench(data).traffic()
+    assert len(trace.arrivals) == 80
+    assert sum(a.prompt_len for a in trace.arrivals) == result.num_prompt_tokens
+    assert sum(a.output_len for a in trace.arrivals) == result.num_output_tokens
+    for count in ({a.prompt_len for a in trace.arrivals}, {a.output_len for a in trace.arrivals}):
+        assert max(count) - min(count) <= 1
+    assert "input_lens and output_lens are missing" in trace.notes[0]
+    assert all("--save-detailed" in note for note in trace.notes)
+    with pytest.raises(ValueError, match=r"does not say what its requests were like.*missing"):
+        read_bench(without(data, "total_input_tokens")).traffic()
+
+
+def test_unlike_traffic_is_never_laid_beside_without_a_word(result):
+    measured = read_bench(without(bench_file(result), *DETAILS))
+    other = simulate(OpenLoop("sharegpt", 7, num_requests=50), FixedCost(0.02),
+                     SchedulerConfig(num_gpu_blocks=9000), seed=3)  # fmt: skip
+    said = " ".join(unlike(other, measured))
+    for words in ("requests: 50 simulated, 80 measured", "tokens in a prompt",
+                  "requests a second: 7 simulated, 5 measured"):  # fmt: skip
+        assert words in said
+    with pytest.warns(UserWarning, match="unlike traffic, requests: 50 simulated"):
+        side_by_side(other, measured)
+    silent = without(bench_file(result), *DETAILS, "total_input_tokens", "total_output_tokens")
+    with pytest.warns(UserWarning, match="tokens in a prompt and tokens in an output: the file"):
+        side_by_side(result, read_bench(silent))
+    closed = simulate(ClosedLoop("chat", 4, num_requests=80), FixedCost(0.02), CONFIG)
+    limited = read_bench(bench_file(closed, request_rate="inf", max_concurrency=16))
+    assert any("requests at a time: 4 simulated, 16 measured" in s for s in unlike(closed, limited))
+
+
+def test_of_several_results_the_last_is_taken_and_that_is_said(result, tmp_path):
+    path = tmp_path / "all.json"
+    results = [bench_file(result, duration=float(n)) for n in (11, 12, 13)]
+    appended = "\n".join(map(json.dumps, results))  # as vllm/benchmarks/serve.py:1994 does
+    for text in (appended, json.dumps(results), "\ufeff" + appended.replace("\n", "\r\n\ufeff")):
+        path.write_text(text, encoding="utf-8")
+        assert [r.duration for r in read_benches(path)] == [11, 12, 13]
+        last = read_bench(path)
+        assert last.duration == 13
+        assert last.notes == ["all.json: it holds 3 results (--append-result); this is the 3."]
+        assert read_bench(path, 2).duration == 12
+        for number in (0, 4):
+            with pytest.raises(ValueError, match=f"no result {number}, it holds 3"):
+                read_bench(path, number)
+    path.write_text(json.dumps(results[0]) + "\n{}")
+    assert read_bench(path, 1).duration == 11
+    with pytest.raises(ValueError, match=r"all\.json, result 2: duration is missing"):
+        read_benches(path)
+
+
+@pytest.mark.parametrize("details", [True, False])
+def test_failures_are_said_and_no_success_is_refused(result, details):
+    data = bench_file(result, completed=0, failed=80, errors=["refused"] * 80)
+    data["output_lens"] = [0] * 80
+    for key in [key for key in data if key.endswith("_ms")]:
+        data[key] = math.nan  # a mean of nothing
+    if not details:
+        data = without(data, *DETAILS)
+    with pytest.raises(ValueError, match="all 80 requests failed"):
+        read_bench(data)
+    some = bench_file(result, completed=77)
+    some["errors"] = ["timeout"] * 3 + [""] * 77
+    some = some if details else without(some, *DETAILS, "failed")
+    measured = read_bench(some)
+    assert (measured.num_finished, measured.num_failed) == (77, 3)
+    assert any("3 of 80 requests failed" in note for note in measured.notes)
+
+
 def change(name, value, index=3):
     def apply(data):
         data[name][index] = value
@@ -362,7 +490,8 @@ def test_a_bad_result_is_named(result, tmp_path, spoil, words):
     ("text", "pattern"),
     [
         ("", "not JSON"),
-        ("{}\n{}", "not JSON"),
+        ("{}\n{}", "duration is missing"),
+        ('{"duration": 5} and', "not JSON"),
         ("[]", "duration is missing"),
         ("{}", "duration is missing"),
         ('{"duration": 5}', "neither statistics"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +204,38 @@ def test_no_cell_leaves_warnings_or_progress_bars_on_its_page(site: Path) -> Non
     pages = {path.name: path.read_text("utf-8") for path in site.rglob("*.html")}
     assert [name for name, text in pages.items() if 'class="output stderr' in text] == []
     assert [name for name, text in pages.items() if "jupyter.widget-state+json" in text] == []
+
+
+def test_an_excerpt_leads_to_its_own_lines(site: Path) -> None:
+    """What stands below a caption is what the page that it links to has in those lines."""
+    shown = 0
+    for name in PAGES:
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        quotes = list(EXCERPT.finditer(text))
+        assert len(quotes) == text.count('class="mv-source"')
+        shown += len(quotes)
+        for quote in quotes:
+            url = urlsplit(urljoin(f"https://site/{name}.html", quote["href"]))
+            source = (site / url.path.lstrip("/")).read_text(encoding="utf-8")
+            first, last = int(quote["first"]), int(quote["last"] or quote["first"])
+            assert url.fragment == f"L-{first}"
+            lines = dict(re.findall(r'<span id="L-(\d+)">(.*)', source))
+            wanted = [plain(lines[str(number)], number) for number in range(first, last + 1)]
+            assert textwrap.dedent("\n".join(wanted)).strip() == plain(quote["code"]).strip()
+    assert shown >= 15
+
+
+EXCERPT = re.compile(
+    r'<p class="mv-source"><a [^>]*href="(?P<href>[^"]*)">.*?'
+    r"lines? (?P<first>\d+)(?:–(?P<last>\d+))?</a></p>.*?<pre>(?P<code>.*?)</pre>",
+    re.DOTALL,
+)
+
+
+def plain(marked_up: str, number: int | None = None) -> str:
+    """Highlighted code as text, without the line's number."""
+    text = html.unescape(re.sub(r"<[^>]*>", "", marked_up))
+    return text if number is None else text.lstrip().removeprefix(str(number))
 
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])

@@ -12,13 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from minivllm.core import SchedulerConfig
+from minivllm.runs.scenario import CHOICES, KNOBS, LIMITS, MAX_CHARACTERS, ScenarioError
 from minivllm.stepper import SCENARIOS, Scenario, StepperSession, record
-from minivllm.stepper.scenario import CHOICES, KNOBS, LIMITS
 from tests.stepper_pages import agrees, guarded, read
 from tools.npm_package import NpmPackage, get_package
 
@@ -308,6 +310,18 @@ def test_without_javascript_there_is_a_figure_with_a_caption(
             assert f"{row['num_computed_tokens']} / {row['num_tokens']}" in told
 
 
+def test_the_still_picture_shows_whose_next_token_is_sampled() -> None:
+    from stepper_figure import picture, samples_token
+
+    for scenario in SCENARIOS.values():
+        steps = record(scenario)["steps"]
+        for index, step in enumerate(steps):
+            hollow = {id_ for id_, row in step["requests"].items() if samples_token(row)}
+            assert hollow == set(step["sampled"]), (scenario.name, index)
+        drawn = picture(steps, 0, scenario.title).count('fill="var(--mv-page)"')
+        assert drawn == 1 + len(set(steps[0]["sampled"]) & set(steps[0]["running"][:8]))
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 
@@ -339,26 +353,15 @@ def test_a_shared_link_opens_at_its_step(stepper_page: Page, steppers_url: str) 
 
 
 GOOD = SCENARIOS["cramped"].to_dict()
-VIEW = (ROOT / "minivllm" / "stepper" / "static" / "view.js").read_text("utf-8")
 
 
 @in_browser
 def test_the_page_checks_what_python_checks(stepper_page: Page, steppers_url: str) -> None:
-    """The same limits, knobs and choices, and the same answer on each scenario of the tests."""
+    """The same verdict on every scenario, on every number at its limits and on every choice."""
     page = stepper_page
     page.goto(f"{steppers_url}cramped.html")
-    found = page.evaluate(
-        """async (code) => {
-          const module = new Blob([code], { type: "text/javascript" });
-          window.view = await import(URL.createObjectURL(module));
-          const { LIMITS, CHOICES, KNOBS } = window.view;
-          return { LIMITS, CHOICES, KNOBS };
-        }""",
-        VIEW,
-    )
-    assert found["LIMITS"] == {name: list(pair) for name, pair in LIMITS.items()}
-    assert found["CHOICES"] == {name: list(values) for name, values in CHOICES.items()}
-    assert sorted(found["KNOBS"]) == sorted(KNOBS)
+    address = f"{steppers_url}view/index.js"  # the modules themselves, not joined
+    page.evaluate("async (address) => { window.view = await import(address); }", address)
     for scenario in SCENARIOS.values():
         value = scenario.to_fragment()
         errors = page.evaluate("(value) => window.view.fromFragment(value).errors", value)
@@ -367,6 +370,63 @@ def test_the_page_checks_what_python_checks(stepper_page: Page, steppers_url: st
             "(value) => window.view.toFragment(window.view.fromFragment(value).scenario)", value
         )
         assert Scenario.from_fragment(back) == scenario
+    candidates = list(at_their_limits())
+    found = page.evaluate("(all) => all.map((one) => window.view.checkScenario(one))", candidates)
+    for data, errors in zip(candidates, found, strict=True):
+        assert {error["field"] for error in errors} == wrong_fields(data), data
+
+
+def wrong_fields(data: Any) -> set[str]:
+    """What Python finds wrong in a scenario."""
+    try:
+        Scenario.from_dict(data)
+    except ScenarioError as error:
+        return {row["field"] for row in error.errors}
+    return set()
+
+
+def at_their_limits() -> Iterator[dict[str, Any]]:
+    """`GOOD` with one value changed: each number beside its limits, each knob, some texts."""
+    [request, *_] = GOOD["requests"]
+    for name, (low, high) in LIMITS.items():
+        for value in (low - 1, low, high, high + 1, str(low), low + 0.5, True):
+            if name in KNOBS:
+                yield {**GOOD, "config": {**GOOD["config"], name: value}}
+            elif name in request:
+                yield {**GOOD, "requests": [{**request, name: value}]}
+            elif name in ("seed", "step"):
+                yield {**GOOD, name: value}
+    for name in KNOBS:
+        if name not in LIMITS:
+            for value in (*CHOICES.get(name, (True, False)), 1, "toString"):
+                yield {**GOOD, "config": {**GOOD["config"], name: value}}
+    for name, most in MAX_CHARACTERS.items():
+        yield {**GOOD, name: "x" * most}
+        yield {**GOOD, name: "x" * (most + 1)}
+    for text in ("a", "A", "a-b", "-a", "a" * 32, "a" * 33, "a" * 41, "a\n", ""):
+        yield {**GOOD, "name": text}
+        yield {**GOOD, "requests": [{**request, "request_id": text}]}
+
+
+@in_browser
+def test_the_modules_run_as_they_are_written(stepper_page: Page, steppers_url: str) -> None:
+    """Not joined, as a server serves them: another page's own script mounts a recorded run."""
+    page, run = stepper_page, record(SCENARIOS["swap"])
+    page.goto(f"{steppers_url}cramped.html")
+    page.evaluate(
+        """async ([address, scenario, recording]) => {
+          const { mount } = await import(address);
+          const element = document.createElement("div");
+          element.id = "own";
+          document.body.append(element);
+          const transport = { capabilities: { live: false } };
+          window.own = mount(element, { transport, scenario, recording });
+        }""",
+        [f"{steppers_url}view/index.js", SCENARIOS["swap"].to_dict(), run],
+    )
+    for step, (snapshot, sentences) in enumerate(zip(run["steps"], run["sentences"], strict=True)):
+        page.evaluate("(step) => window.own.gotoStep(step)", step)
+        agrees(read(page, "#own"), snapshot, sentences)
 
 
 HOSTILE: dict[str, str] = {
@@ -462,6 +522,13 @@ def test_the_largest_link_is_opened(stepper_page: Page, steppers_url: str) -> No
     page.wait_for_selector(".mv-notice:visible")
     assert "500 requests, 4096 blocks" in page.locator(".mv-notice").inner_text()
     assert page.locator(".mv-pool-canvas").count() == 1
+    open_drawer(page, "Knobs")  # knobs that the link leaves out have Python's defaults
+    for knob in fields(SchedulerConfig):
+        field = page.locator(f".mv-drawer:visible .mv-field[data-field='{knob.name}'] input")
+        if knob.default is not MISSING and field.count():
+            shown = field.is_checked() if isinstance(knob.default, bool) else field.input_value()
+            assert str(shown) == str(knob.default), knob.name
+    assert read(page)["budget"] == "0 of 2048 tokens"
 
 
 # --- live -----------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivllm.core import History, KVCacheManager, RequestStatus
+from minivllm.core import KVCacheManager, RequestStatus
+from minivllm.runs import History, replay
+from minivllm.runs.scenario import KNOBS
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioRequest, StepperSession, record
 from minivllm.stepper import session as session_module
 from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import KNOBS
 from minivllm.stepper.session import MESSAGES, Branch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,7 @@ def test_one_by_one_or_all_at_once_the_run_is_the_same(name: str) -> None:
     assert sentences == recording["sentences"]
     assert client.ask("step", count=1000)["steps"] == []
     history = History.from_dict(client.ask("export")["history"])
-    assert json.loads(history.replay().history.to_json())["steps"] == steps
+    assert json.loads(replay(history).history.to_json())["steps"] == steps
 
 
 def test_open_answers_with_the_scenario_and_no_step() -> None:

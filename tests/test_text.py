@@ -1,56 +1,249 @@
-"""Text in and out: what other people's tokenizers, conversations and stop strings bring along."""
+"""Text in and out: tokenizer files as people have them, conversations, stops, cut characters."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import build
-from test_loader import write_gguf
-from tokenizers import AddedToken, decoders, models, normalizers
+
+pytest.importorskip("tokenizers")
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
-from minivllm import LLM, SamplingParams
+from minivllm import chat
+from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.config import ModelConfig
-from minivllm.models.loader import load_model, tiny_random_model
-from minivllm.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer, tiny_tokenizer
+from minivllm.models.gguf_file import _eos_token_ids
+from minivllm.tokenizer import (
+    Tokenizer,
+    eos_token_id_of,
+    load_tokenizer,
+    tiny_tokenizer,
+)
 
-BAD = "\ufffd"
-
-SCRIPTS = [
-    "plain words, and more",
-    "naïve café Straße",
-    "Привет, мир",
-    "שלום עולם",
-    "नमस्ते दुनिया",
-    "ไทย ภาษา",
-    "日本語 中文 한국어",
-    "a🎉b👩‍👩‍👧‍👦absing",
-    "𐍈𝒳 end",
-    "e\u0301 \u200d\ufeffx",
-]
+LONG = "a rather long text of many tokens, longer than eight"
 
 
-def fallback_tokenizer() -> Tokenizer:
-    """As Llama 2's: pieces of text, and a token for each byte."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    pieces += [*"abcdefghinopqrstuvwxyz", "ab", "sing", "▁ab", "▁w", "日", "é"]
-    vocab = {piece: token_id for token_id, piece in enumerate(pieces)}
-    merges = [("a", "b"), ("▁", "ab"), ("▁", "w")]
-    backend = Backend(
-        models.BPE(
-            vocab={**vocab, "si": len(vocab)}, merges=merges, unk_token="<unk>", byte_fallback=True
-        )
-    )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+# --- what a tokenizer's file may carry --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda backend: backend.enable_truncation(8),
+        lambda backend: backend.enable_truncation(8, stride=2, direction="left"),
+        lambda backend: backend.enable_padding(length=64, pad_id=0, pad_token="<|endoftext|>"),
+        lambda backend: backend.enable_padding(direction="left", pad_to_multiple_of=32),
+        lambda backend: setattr(backend.model, "dropout", 0.9),
+    ],
+)
+def test_what_somebodys_training_had_set_changes_no_prompt(tmp_path: Path, spoil: Any) -> None:
+    plain = tiny_tokenizer()
+    plain.save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    spoil(backend)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    message = [{"role": "user", "content": LONG}]
+    for text in (LONG, "hi"):
+        assert [loaded.encode(text) for _ in range(5)] == [plain.encode(text)] * 5
+    assert loaded.apply_chat_template(message) == plain.apply_chat_template(message)
+
+
+# --- the end of a sequence ----------------------------------------------------------------------
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 7}, {}, {2, 7}),
+        ({"eos_token_id": 7}, {"eos_token_id": [5, 6]}, {2, 5, 6}),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": None}, {2, 7, 8}),
+        ({}, {"eos_token_id": 2}, {2}),
+        ({}, {}, {2}),
+        ({"eos_token_id": 0}, {}, {0, 2}),
+    ],
+)
+def test_stops_are_of_the_tokenizer_and_the_generation_config(
+    tmp_path: Path, config: dict, generation: dict, expected: set[int], monkeypatch: Any
+) -> None:
+    from minivllm.models import loader
+
+    tiny_tokenizer().save(tmp_path)  # its EOS is 2
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **config}))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    monkeypatch.setattr(loader, "read_weights", lambda directory: {})
+    assert set(loader.load_model(tmp_path).config.eos_token_ids) == expected
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_the_eos_id_is_found_with_and_without_the_list_of_added_tokens(
+    tmp_path: Path, as_dict: bool
+) -> None:
+    tiny_tokenizer().save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["added_tokens_decoder"]
+    if as_dict:
+        config["eos_token"] = {"content": config["eos_token"], "special": True}
+    path.write_text(json.dumps(config))
+    assert eos_token_id_of(tmp_path) == 2
+    path.unlink()
+    assert eos_token_id_of(tmp_path) is None
+
+
+def test_a_gguf_stops_at_the_end_of_a_turn_too() -> None:
+    keys = {f"tokenizer.ggml.{name}_token_id": i for i, name in enumerate(("eos", "eot", "eom"))}
+    assert _eos_token_ids(keys) == [0, 1, 2]
+    assert _eos_token_ids({"tokenizer.ggml.eos_token_id": 4}) == [4]
+    keys = {"tokenizer.ggml.eos_token_id": 4, "tokenizer.ggml.eot_token_id": 4}
+    assert _eos_token_ids(keys) == [4]
+    assert ModelConfig.from_hf({**LLAMA, "eos_token_id": []}, {}).eos_token_ids == ()
+
+
+# --- conversations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([], ""),
+        ([{"type": "text", "text": "one"}], "one"),
+        ([{"type": "text", "text": "one"}, "two"], "one\ntwo"),
+        ([{"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "no"}], "a\nno"),
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "tool", "assistant"])
+def test_content_may_be_parts(content: Any, text: str, role: str) -> None:
+    tokenizer = tiny_tokenizer()
+    given_, plain = ({"role": role, "content": c} for c in (content, text))
+    assert tokenizer.apply_chat_template([given_]) == tokenizer.apply_chat_template([plain])
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "'image_url'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "type 'text'"),
+        ({"role": "user", "content": [{"text": "x"}]}, "is not text"),
+        ({"role": "user", "content": 5}, "got 5"),
+        ({"role": "user", "content": b"x"}, "content must be text"),
+        ({"content": "x"}, "must have a role"),
+        ("hello", "must be a dict"),
+    ],
+)
+def test_what_is_no_text_is_named(message: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=f"message 0.*{says}"):
+        tiny_tokenizer().apply_chat_template([message])
+
+
+def test_a_tool_call_reaches_the_template_with_its_arguments_parsed() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": "é"}'}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    template = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    assert chat.render(template, messages, {}) == '{"x": "é"}'
+    call["function"]["arguments"] = "{"
+    with pytest.raises(ValueError, match="tool call's arguments are not JSON"):
+        chat.render(template, messages, {})
+
+
+def test_a_broken_template_is_the_templates_fault() -> None:
+    with pytest.raises(ValueError, match=r"template is broken.*line 2.*nosuch"):
+        chat.render("x\n{% nosuch %}", [{"role": "user", "content": "x"}], {})
+    with pytest.raises(ValueError, match="refuses this conversation: not so"):
+        chat.render("{{ raise_exception('not so') }}", [{"role": "user", "content": "x"}], {})
+    generation = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    generation += "{% break %}{% endfor %}"
+    twice = [{"role": "user", "content": "x"}] * 2
+    assert chat.render(generation, twice, {}) == "x"
+
+
+# --- stop strings ---------------------------------------------------------------------------------
+
+
+def detokenized(
+    tokenizer: Tokenizer, ids: list[int], stop: list[str], **options: Any
+) -> tuple[str, str | None]:
+    detokenizer = IncrementalDetokenizer(tokenizer, [3], stop=stop, **options)
+    seen = ""
+    for token_id in ids:
+        reason = detokenizer.update([token_id])
+        visible = detokenizer.visible_text(reason is not None)
+        assert visible.startswith(seen), "what was streamed is taken back"
+        seen = visible
+        if reason is not None:
+            return detokenizer.text, reason
+    return detokenizer.visible_text(True), None
+
+
+def words(*tokens: str) -> Tokenizer:
+    """A tokenizer that has these tokens, and bytes for the rest."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    spelled = [t.replace(" ", "Ġ") for t in tokens]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *spelled]))}
+    backend = Backend(models.BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def test_the_earliest_stop_string_wins_and_the_longest_at_a_tie() -> None:
+    tokenizer = words(" hello")
+    hello = [tokenizer.backend.token_to_id("Ġhello")]
+    for stop in (["lo", "ell"], ["ell", "lo"], ["lo", "el", "ell"], ["ell", "el"]):
+        assert detokenized(tokenizer, hello, stop) == (" h", "ell"), stop
+    assert detokenized(
+        tokenizer, hello, ["lo", "el", "ell"], include_stop_str_in_output=True
+    ) == (" hell", "ell")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text("abc", max_size=12),
+    stop=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4),
+    seed=st.randoms(use_true_random=False),
+)
+def test_the_order_of_the_list_decides_nothing(text: str, stop: list[str], seed: Any) -> None:
+    tokenizer = words()
+    ids = [tokenizer.backend.token_to_id(c) for c in text]
+    shuffled = sorted(stop, key=lambda _: seed.random())
+    found, reason = detokenized(tokenizer, ids, stop)
+    assert (found, reason) == detokenized(tokenizer, ids, shuffled)
+    if reason is None:
+        assert found == text
+        assert not any(s in text for s in stop)
+    else:  # whoever is whole first ends it
+        ends = [text.find(s) + len(s) for s in stop if s in text]
+        assert len(found) + len(reason) == min(ends)
+        assert text.startswith(found + reason)
+
+
+# --- characters cut by the end of the prompt, or by tokens ---------------------------------------
+
+SCRIPTS = "absing — naïve Ελλάδα עברית हिन्दी 日本語 한국어 👩‍👩‍👧 🏳️‍🌈 e\u0301 end"
+
+
+def byte_fallback() -> Tokenizer:
+    """A vocabulary as SentencePiece's: pieces of letters, and every other byte on its own."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
+    pieces = [*tokens, "ab", "sing", "▁e", "nd"]
+    backend = Backend(models.BPE({t: i for i, t in enumerate(pieces)}, [], unk_token="<unk>"))
     backend.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -59,424 +252,84 @@ def fallback_tokenizer() -> Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    backend.add_special_tokens([AddedToken(piece, normalized=False) for piece in pieces[:3]])
-    return Tokenizer(backend, None, {"bos_token": "<s>", "eos_token": "</s>"})
-
-
-def wordpiece_tokenizer() -> Tokenizer:
-    pieces = ["[UNK]", "play", "##ing", "##ed", "the", ",", BAD]
-    backend = Backend(models.WordPiece({piece: i for i, piece in enumerate(pieces)}))
-    backend.decoder = decoders.WordPiece()
     return Tokenizer(backend)
 
 
-TOKENIZERS = {
-    "byte-level": tiny_tokenizer(),
-    "fallback": fallback_tokenizer(),
-    "wordpiece": wordpiece_tokenizer(),
-}
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The text in the smallest tokens: letters, or bytes."""
+    to_id, ids = tokenizer.backend.token_to_id, []
+    for character in text.replace(" ", "▁") if to_id("<0x00>") is not None else text:
+        if to_id("<0x00>") is None:
+            by_byte = {v: k for k, v in _alphabet().items()}
+            ids += [to_id(by_byte[byte]) for byte in character.encode()]
+        elif (own := to_id(character)) is not None:
+            ids.append(own)
+        else:
+            ids += [to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+    return ids
 
 
-def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    by_bytes = {tokenizer.token_bytes(i): i for i in reversed(range(len(tokenizer)))}
-    return [by_bytes[bytes([byte])] for byte in data]
+def _alphabet() -> dict[str, int]:
+    from minivllm.tokenizer import _byte_level_alphabet
+
+    assert sorted(_byte_level_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    return _byte_level_alphabet()
 
 
-def stream(tokenizer: Tokenizer, prompt: list[int], output: list[int], **kwargs: Any) -> str:
-    detokenizer = IncrementalDetokenizer(tokenizer, prompt, **kwargs)
-    shown = ""
-    for token_id in output:
+@pytest.mark.parametrize("make", [byte_fallback, words])
+def test_at_every_cut_nothing_is_lost_and_nothing_comes_twice(make: Any) -> None:
+    tokenizer = make()
+    ids = ids_of(tokenizer, SCRIPTS)
+    assert tokenizer.decode(ids) == SCRIPTS
+    ends = list(itertools.accumulate(len(ids_of(tokenizer, c)) for c in SCRIPTS))
+    for cut in range(1, len(ids)):
+        detokenizer = IncrementalDetokenizer(tokenizer, ids[:cut])
+        steps = []
+        for token_id in ids[cut:]:
+            detokenizer.update([token_id])
+            steps.append(detokenizer.text)
+        num_whole = sum(end <= cut for end in ends)  # characters that the prompt has whole
+        assert detokenizer.text == SCRIPTS[num_whole:], cut
+        assert "\ufffd" not in "".join(steps)
+        assert all(b.startswith(a) for a, b in itertools.pairwise(steps))
+
+
+def test_the_rest_of_an_emoji_and_what_follows() -> None:
+    tokenizer = byte_fallback()
+    emoji = ids_of(tokenizer, "😀")
+    to_id = tokenizer.backend.token_to_id
+    detokenizer = IncrementalDetokenizer(tokenizer, [to_id("a"), *emoji[:3]])
+    for token_id in (emoji[3], to_id("ab"), to_id("sing")):
         detokenizer.update([token_id])
-        assert detokenizer.text.startswith(shown)
-        shown = detokenizer.text
-    at_once = IncrementalDetokenizer(tokenizer, prompt, **kwargs)
-    at_once.update(output)
-    assert at_once.text == shown
-    return shown
+    assert detokenizer.text == "😀absing"
 
 
-# --- tokens to text -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["byte-level", "fallback"])
-@pytest.mark.parametrize("text", SCRIPTS, ids=ascii)
-@pytest.mark.parametrize("as_bytes", [False, True])
-def test_nothing_is_lost_or_doubled_at_any_cut(name: str, text: str, as_bytes: bool) -> None:
-    tokenizer = TOKENIZERS[name]
-    ids = byte_ids(tokenizer, text.encode()) if as_bytes else tokenizer.encode(text)
-    whole = tokenizer.decode(ids)
-    assert whole == text
-    for cut in range(len(ids) + 1):
-        # The prompt's own text is its whole characters; a half one is the output's.
-        prompt = tokenizer.decode(ids[:cut])
-        own = next(n for n in range(len(prompt), -1, -1) if whole.startswith(prompt[:n]))
-        if cut and not tokenizer.decode(ids[:cut]).endswith(BAD):
-            assert own == len(prompt)
-        if name == "fallback" and prompt.endswith(BAD):  # `decode` gives up on the whole run
-            own = max(
-                len(tokenizer.decode(ids[:k]))
-                for k in range(cut + 1)
-                if whole.startswith(tokenizer.decode(ids[:k]))
-            )
-        assert stream(tokenizer, ids[:cut], ids[cut:]) == whole[own:], cut
-
-
-@pytest.mark.parametrize("name", ["byte-level", "fallback"])
-def test_the_replacement_character_itself_is_text(name: str) -> None:
-    tokenizer = TOKENIZERS[name]
-    ids = tokenizer.encode(f"a{BAD}b{BAD}")
-    assert stream(tokenizer, [], ids) == f"a{BAD}b{BAD}"
-    for cut in range(1, 4):
-        split = byte_ids(tokenizer, f"{BAD}".encode())
-        assert stream(tokenizer, split[:cut], split[cut:] + ids) in (
-            (f"{BAD}a{BAD}b{BAD}", f"{BAD} a{BAD}b{BAD}")
-            if cut < 3
-            else (f"a{BAD}b{BAD}", f" a{BAD}b{BAD}")
-        )
-
-
-def test_the_report_an_emoji_begun_in_the_prompt() -> None:
-    tokenizer = TOKENIZERS["fallback"]
-    emoji = byte_ids(tokenizer, "🎉".encode())
-    rest = [tokenizer.backend.token_to_id(piece) for piece in ("ab", "sing")]
-    assert stream(tokenizer, emoji[:3], emoji[3:] + rest) == "🎉absing"
-    assert stream(tokenizer, emoji[:3], rest) == "absing"
-
-
-@given(st.sampled_from(sorted(TOKENIZERS)), st.integers(0, 2**32), st.integers(0, 12))
-def test_any_tokens_give_what_decode_gives(name: str, seed: int, length: int) -> None:
-    """From the start of the text, whatever the tokens; but for what decode takes back."""
-    tokenizer = TOKENIZERS[name]
-    draw = random.Random(seed)
-    ids = [draw.randrange(len(tokenizer)) for _ in range(length)]
-    for skip in (False, True):
-        whole = tokenizer.decode(ids, skip)
-        text = stream(tokenizer, [], ids, skip_special_tokens=skip)
-        if name == "fallback" and BAD in whole:
-            continue
-        assert whole.startswith(text)
-        assert len(whole) - len(text) <= (1 if name == "byte-level" else 0)
-        for cut in range(length):
-            before = tokenizer.decode(ids[:cut], skip)
-            if whole.startswith(before) and not before.endswith(BAD):
-                assert (
-                    stream(tokenizer, ids[:cut], ids[cut:], skip_special_tokens=skip)
-                    == (text[len(before) :])
-                )
-
-
-@given(st.lists(st.sampled_from(b"\xff\x80\xe6\x97\xa5\xf0\x9f\x8e\x89a\xc0\xed\xa0"), max_size=12))
-def test_bytes_in_any_order(data: list[int]) -> None:
-    whole = bytes(data).decode("utf-8", "replace")
-    tokenizer = TOKENIZERS["byte-level"]
-    ids = byte_ids(tokenizer, bytes(data))
-    assert tokenizer.decode(ids) == whole
-    end = byte_ids(tokenizer, b"z")
-    for cut in range(len(ids) + 1):
-        shown = stream(tokenizer, ids[:cut], ids[cut:] + end)
-        prompt = tokenizer.decode(ids[:cut])
-        if (whole + "z").startswith(prompt):
-            assert prompt + shown == whole + "z"
-        else:  # the output completes a character
-            assert prompt[:-1] + shown == whole + "z"
-
-
-@pytest.mark.parametrize("name", ["byte-level", "fallback"])
-@pytest.mark.parametrize("data", [b"\xff", b"\x80", b"\xe6", b"\xe6\x97", b"\xf0\x9f\x8e"])
-def test_a_long_run_of_invalid_bytes(
-    name: str, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = TOKENIZERS[name]
-    ids = byte_ids(tokenizer, data * 2000)
-    num_decoded = 0
-    decode = Tokenizer.decode
-
-    def counted(self: Tokenizer, token_ids: Any, *args: Any, **kwargs: Any) -> str:
-        nonlocal num_decoded
-        num_decoded += len(token_ids)
-        return decode(self, token_ids, *args, **kwargs)
-
-    whole = tokenizer.decode(ids)
-    monkeypatch.setattr(Tokenizer, "decode", counted)
-    detokenizer = IncrementalDetokenizer(tokenizer, [])
-    for count, token_id in enumerate(ids, 1):
+@pytest.mark.parametrize("make", [byte_fallback, words])
+@pytest.mark.parametrize("byte", [0x80, 0xFF, 0xF0])
+def test_bytes_that_are_no_text_are_streamed_at_once(make: Any, byte: int) -> None:
+    """One U+FFFD for each, when it is sure; no window grows with their number."""
+    tokenizer = make()
+    spelled = {value: key for key, value in _alphabet().items()}[byte]
+    to_id = tokenizer.backend.token_to_id
+    token_id = to_id(f"<0x{byte:02X}>") if to_id("<0x00>") is not None else to_id(spelled)
+    detokenizer = IncrementalDetokenizer(tokenizer, [to_id("a")])
+    for number in range(1, 2001):
         detokenizer.update([token_id])
-        assert len(detokenizer.text) >= (count - 3) // len(data) - 1  # as it comes, not at the end
-    assert num_decoded <= 4 * len(ids)
+        assert number - 1 <= len(detokenizer.text) <= number
+        assert len(detokenizer._context) <= 5
+    detokenizer.update([to_id("b")])
+    assert detokenizer.text == "\ufffd" * 2000 + "b"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=30))
+def test_any_bytes_come_out_as_the_decoder_of_the_whole_says(data: bytes) -> None:
+    tokenizer = words()
+    spelled = {value: key for key, value in _alphabet().items()}
+    ids = [tokenizer.backend.token_to_id(spelled[byte]) for byte in data]
+    detokenizer = IncrementalDetokenizer(tokenizer, [tokenizer.backend.token_to_id("a")])
+    for token_id in ids:
+        detokenizer.update([token_id])
+    whole = tokenizer.decode(ids)
     assert whole.startswith(detokenizer.text)
-    assert len(whole) - len(detokenizer.text) <= 1
-
-
-def test_a_readable_character_is_streamed_before_a_run_of_bytes_ends() -> None:
-    tokenizer = TOKENIZERS["fallback"]
-    detokenizer = IncrementalDetokenizer(tokenizer, [])
-    for character in "語🎉":
-        detokenizer.update(byte_ids(tokenizer, character.encode()))
-        assert detokenizer.text.endswith(character)
-
-
-# --- stop strings -------------------------------------------------------------------------
-
-
-def reference_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """Letter by letter: the first to be complete, the longest of those."""
-    for end in range(1, len(text) + 1):
-        if complete := [stop for stop in stops if text[:end].endswith(stop)]:
-            stop = max(complete, key=len)
-            return text[: end - len(stop)], stop
-    return text, None
-
-
-@given(
-    st.text("abc", min_size=1, max_size=12),
-    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4, unique=True),
-    st.integers(0, 2**11),
-)
-def test_stop_strings_in_any_order_and_any_tokens(text: str, stops: list[str], cuts: int) -> None:
-    tokenizer = tiny_tokenizer()
-    bounds = [0, *(i for i in range(1, len(text)) if cuts >> (i - 1) & 1), len(text)]
-    parts = [text[a:b] for a, b in itertools.pairwise(bounds)]
-    kept, reason = reference_stop(text, stops)
-    for order in (stops, stops[::-1]):
-        for include in (False, True):
-            detokenizer = IncrementalDetokenizer(
-                tokenizer, [], stop=order, include_stop_str_in_output=include
-            )
-            for part in parts:
-                found = detokenizer.update(tokenizer.encode(part))
-                visible = detokenizer.visible_text(found is not None)
-                assert (kept + (reason or "") if include else kept).startswith(visible)
-                if found:
-                    break
-            assert found == reason
-            expected = kept + (reason or "") if include else kept
-            assert detokenizer.visible_text(True) == expected
-
-
-@pytest.mark.parametrize("stops", list(itertools.permutations(["lo", "ell", "o w"])))
-def test_the_report_one_token_holds_several_stop_strings(stops: tuple[str, ...]) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend.add_tokens([" hello"])
-    (token_id,) = tokenizer.encode(" hello")
-    detokenizer = IncrementalDetokenizer(tokenizer, [], stop=stops)
-    assert detokenizer.update([token_id]) == "ell"
-    assert detokenizer.text == " h"
-
-
-def test_a_stop_string_in_text_that_was_held_back() -> None:
-    tokenizer = tiny_tokenizer()
-    first, *rest = byte_ids(tokenizer, "é".encode())
-    detokenizer = IncrementalDetokenizer(tokenizer, [], stop=["é!", "é"])
-    assert detokenizer.update([*tokenizer.encode("ab"), first]) is None
-    assert detokenizer.update(rest + tokenizer.encode("!")) == "é"
-    assert detokenizer.text == "ab"
-
-
-# --- text to tokens -----------------------------------------------------------------------
-
-LONG = "the quick brown fox jumps over the lazy dog"
-
-
-def saved(directory: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """The tiny tokenizer's files, changed."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.save(directory)
-    path = directory / "tokenizer.json"
-    data = json.loads(path.read_text())
-    data["model"] |= changes.pop("model", {})
-    path.write_text(json.dumps(data | changes))
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
-    return directory
-
-
-TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-PADDING = {
-    "strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None,
-    "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"truncation": TRUNCATION},
-        {"truncation": TRUNCATION | {"direction": "Left", "max_length": 3}},
-        {"padding": PADDING},
-        {"padding": PADDING | {"strategy": "BatchLongest", "pad_to_multiple_of": 64}},
-        {"truncation": TRUNCATION, "padding": PADDING},
-        {"model": {"dropout": 0.9}},
-    ],
-    ids=str,
-)
-def test_settings_of_a_training_are_not_the_models(tmp_path: Path, changes: dict[str, Any]) -> None:
-    expected = tiny_tokenizer()
-    chat = [{"role": "user", "content": LONG}]
-    for tokenizer in (
-        load_tokenizer(saved(tmp_path, **changes)),
-        Tokenizer(Backend.from_file(str(tmp_path / "tokenizer.json")), expected.chat_template),
-    ):
-        assert tokenizer.encode(LONG) == expected.encode(LONG)
-        assert tokenizer.encode("ab") == expected.encode("ab")
-        assert tokenizer.apply_chat_template(chat) == expected.apply_chat_template(chat)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"model_max_length": 4, "truncation_side": "left", "max_length": 4},
-        {"add_bos_token": True},
-        {"add_eos_token": True},
-        {"add_bos_token": True, "add_eos_token": True},
-        {"add_bos_token": False},
-        {"split_special_tokens": True},
-        {"extra_special_tokens": ["<tool>"]},
-        {"additional_special_tokens": ["<tool>", "<|im_end|>"]},
-        {"added_tokens_decoder": {"960": {"content": "quick", "special": False}}},
-        {"pad_token": "<pad>"},
-    ],
-    ids=str,
-)
-def test_settings_that_transformers_applies(tmp_path: Path, config: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
-    directory = saved(tmp_path, config)
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-    ours = load_tokenizer(directory)
-    for text in (LONG, "a<|im_end|>b <tool>x<pad>", "<|im_start|>"):
-        assert ours.encode(text) == theirs(text)["input_ids"]
-        assert ours.encode(text, add_special_tokens=False) == theirs.encode(
-            text, add_special_tokens=False
-        )
-
-
-# --- chat -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("hello", "hello"),
-        (None, ""),
-        ([], ""),
-        ([{"type": "text", "text": "hello"}], "hello"),
-        ([{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}, "c"], "a\nb\nc"),
-        (({"text": "no type"},), "no type"),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("role", ["user", "system", "assistant", "tool"])
-def test_content_of_a_message(role: str, content: Any, text: str) -> None:
-    tokenizer = tiny_tokenizer()
-    message = {"role": role, "content": content, "tool_call_id": "1"}
-    expected = tokenizer.apply_chat_template([{"role": role, "content": text}], tokenize=False)
-    assert tokenizer.apply_chat_template([message], tokenize=False) == expected
-    assert message["content"] is content  # the caller's own is left alone
-
-
-def test_an_assistant_message_may_have_calls_and_no_content() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
-        "{{ c.function.name }}{% endfor %}{% endfor %}"
-    )
-    calls = [{"function": {"name": "clock"}}]
-    chat = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "12:00"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == "clock12:00"
-
-
-def test_a_template_that_goes_through_parts_gets_parts() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for part in m['content'] %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
-    )
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    chat = [{"role": "user", "content": parts}, {"role": "user", "content": "c"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == "[a][b]c"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            [{"type": "image_url", "image_url": {"url": "x"}}],
-            "a user message has a part 'image_url'",
-        ),
-        ([{"type": "text", "text": "a"}, {"type": "input_audio"}], "part 'input_audio'"),
-        ([{"type": "text", "text": 7}], "'text' part whose text is 7"),
-        ([7], "a part 7"),
-        (7, "content of a user message .* got 7"),
-        ({"type": "text", "text": "a"}, "content of a user message"),
-    ],
-    ids=repr,
-)
-def test_content_that_is_not_text(content: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LLM("tiny-random", max_model_len=64).chat([{"role": "user", "content": content}])
-
-
-@pytest.mark.parametrize("template", ["{% nope %}", "{{ a | nope }}", "{% for %}", "{{ messages"])
-def test_a_broken_template_is_the_templates_fault(template: str) -> None:
-    tokenizer = tiny_tokenizer()
-    with pytest.raises(ValueError, match=r"the chat template is broken, line 2: .*chat_template="):
-        tokenizer.apply_chat_template([], chat_template="x\n" + template)
-
-
-def test_tags_that_transformers_knows() -> None:
-    tokenizer = tiny_tokenizer()
-    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"  # noqa: E501
-    chat = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, chat_template=template)
-    assert rendered == "a"
-
-
-# --- end of sequence --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "generation", "expected"),
-    [
-        (0, None, {0, 2}),
-        (None, None, {2}),
-        ([5, 6], None, {2, 5, 6}),
-        (0, {"eos_token_id": [3, 4]}, {0, 2, 3, 4}),
-        (0, {"eos_token_id": 3}, {0, 2, 3}),
-        (0, {"eos_token_id": None}, {0, 2}),
-        (2, {"temperature": 1.0}, {2}),
-    ],
-)
-def test_every_end_of_sequence_is_in_the_stop_set(
-    config: Any, generation: Any, expected: set[int]
-) -> None:
-    loaded = tiny_random_model()
-    shape = {
-        "architectures": ["LlamaForCausalLM"], "vocab_size": 960, "hidden_size": 64,
-        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    }  # fmt: skip
-    ends = ModelConfig.from_hf({**shape, "eos_token_id": config}, generation).eos_token_ids
-    assert len(set(ends)) == len(ends)
-    object.__setattr__(loaded.config, "eos_token_ids", ends)
-    llm = build(loaded, max_model_len=64)
-    engine = llm.llm_engine
-    assert set(engine.eos_token_ids) == expected
-    for ignore, stops in ((False, expected), (True, set())):
-        engine.add_request("r", [5], SamplingParams(max_tokens=2, ignore_eos=ignore))
-        (request,) = engine._states["r"].requests
-        assert set(request.stop_token_ids) == stops
-        engine.abort_request("r")
-
-
-def test_the_end_of_turn_of_a_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf
-
-    monkeypatch.setenv("MINIVLLM_CACHE", str(tmp_path / "cache"))
-    add_eos = gguf.GGUFWriter.add_eos_token_id
-
-    def add_all(writer: gguf.GGUFWriter, token_id: int) -> None:
-        add_eos(writer, token_id)
-        writer.add_eot_token_id(7)
-        writer.add_uint32("tokenizer.ggml.eom_token_id", 9)
-
-    monkeypatch.setattr(gguf.GGUFWriter, "add_eos_token_id", add_all)
-    config = load_model(write_gguf(tmp_path / "tiny.gguf")).config
-    assert config.eos_token_ids == (2, 7, 9)
+    assert set(whole[len(detokenizer.text) :]) <= {"\ufffd"}  # a character that is not whole yet

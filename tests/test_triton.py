@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from minivllm import SamplingParams
-from minivllm.models.attention import AttentionMetadata, reference_paged_attention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.reference import reference_paged_attention
 
 # Before Triton is imported: it decides then. On a machine with a GPU the kernel is compiled.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="no Triton here: pip install triton (Linux) to run its kernel")
 
-from minivllm.models.triton_attention import TritonPagedAttention
+from minivllm.models.attention.triton import TritonPagedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -53,7 +54,7 @@ def test_the_kernel_is_the_reference(seed, block_size, num_heads, num_kv_heads, 
     kernel = TritonPagedAttention(block_size, num_kv_heads, torch.float32, DEVICE)
     kernel.multiprocessors = (2, 10, 132)[seed % 3]  # the more, the more a decode is split
     kernel.prepare(metadata)
-    got = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, scale)
+    got = kernel(query.to(DEVICE), cache.to(DEVICE), scale)
     torch.testing.assert_close(got.cpu(), expected)
 
 
@@ -62,13 +63,13 @@ def test_keys_of_others_are_not_seen():
     query, cache, metadata = batch(3, 16, 9, 3, 64)
     kernel = TritonPagedAttention(16, 3, torch.float32, DEVICE)
     kernel.prepare(metadata)
-    before = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    before = kernel(query.to(DEVICE), cache.to(DEVICE), 0.125)
     own = torch.zeros(cache.shape[1] * cache.shape[2], dtype=torch.bool)
-    for context, table in zip(metadata.context_lens, metadata.block_tables, strict=True):
+    for context, table in zip(metadata.seq_lens, metadata.block_tables, strict=True):
         for position in range(context):
             own[table[position // 16] * 16 + position % 16] = True
     cache.view(2, -1, 3, 64)[:, ~own] = float("nan")
-    after = kernel(query.to(DEVICE), cache.to(DEVICE), metadata, 0.125)
+    after = kernel(query.to(DEVICE), cache.to(DEVICE), 0.125)
     assert torch.equal(before, after)
 
 
@@ -229,7 +230,7 @@ def test_decode_graphs_say_the_same_and_write_to_nobodys_blocks():
 
 def test_splits_of_keys():
     """Never more than asked for, one for many requests, and enough to be busy with one."""
-    from minivllm.models.attention import MAX_SPLITS, PROGRAMS, num_splits
+    from minivllm.models.attention.splits import MAX_SPLITS, PROGRAMS, num_splits
 
     assert num_splits(1, 8, 132) == MAX_SPLITS
     assert num_splits(0, 8, 132) == MAX_SPLITS
@@ -286,7 +287,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minivllm.models import gpu_kernels, triton_attention
+from minivllm.models import gpu_kernels
+from minivllm.models.attention import triton as triton_attention
 
 TYPES = {"width": "i32", "inner": "i32", "table_width": "i32", "eps": "fp32", "scale": "fp32",
          "sums": "*fp32", "highest": "*fp32", "temperatures": "*fp32", "parts": "*fp32",

@@ -15,13 +15,13 @@ go = pytest.importorskip("plotly.graph_objects")
 from test_figures import contrast  # noqa: E402
 
 from minivllm.core import (  # noqa: E402
-    History,
     Request,
     RequestMetrics,
     SamplingParams,
     Scheduler,
     SchedulerConfig,
 )
+from minivllm.runs import History  # noqa: E402
 from minivllm.stepper import SCENARIOS, record  # noqa: E402
 from minivllm.stepper.session import Branch  # noqa: E402
 from minivllm.viz import theme  # noqa: E402

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
-from minivllm.stepper.explain import explain
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.runs.drive import drive, drive_scenario
+from minivllm.runs.explain import explain
+from minivllm.runs.scenarios import SCENARIOS
 from minivllm.stepper.session import record
-from minivllm.viz.drive import drive, drive_scenario
 from minivllm.viz.source import excerpt, excerpt_of_file
 from minivllm.viz.words import download, link, say, table, tell
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def quoted() -> int:
@@ -27,15 +32,54 @@ def quoted() -> int:
 def test_an_excerpt_is_the_lines_asked_for_without_their_indentation() -> None:
     found = excerpt(quoted, "if first", "second = 2")
     assert repr(found) == "if first:\n    second = 2"
-    assert found._repr_markdown_() == f"```python\n{found.code}\n```"
+    assert found._repr_markdown_() == f"{found.caption}\n\n```python\n{found.code}\n```"
     assert repr(excerpt(quoted, "first = 1", "= 1")) == "first = 1"
 
 
 def test_an_excerpt_of_a_file_needs_no_import() -> None:
-    found = excerpt_of_file("models/triton_attention.py", "block = tl.load(table", "slot = ")
+    found = excerpt_of_file("models/attention/triton.py", "block = tl.load(table", "slot = ")
     assert repr(found).splitlines()[0].startswith("block = tl.load(table")
     with pytest.raises(ValueError, match="'nowhere' is in 0 lines of models"):
-        excerpt_of_file("models/triton_attention.py", "nowhere", "slot = ")
+        excerpt_of_file("models/attention/triton.py", "nowhere", "slot = ")
+
+
+QUOTED = [
+    (lambda: excerpt(Scheduler._preempt_request, "assert request.status", "prepend_request"),
+     "minivllm/core/scheduler.py", "Scheduler._preempt_request"),
+    (lambda: excerpt(Request.num_tokens.fget, "return len(", "num_output_placeholders"),
+     "minivllm/core/request.py", "Request.num_tokens"),
+    (lambda: excerpt(Request, "def num_tokens", "def num_tokens"),
+     "minivllm/core/request.py", "Request"),
+    (lambda: excerpt_of_file("models/attention/triton.py", "scores = tl.dot", "highest = new"),
+     "minivllm/models/attention/triton.py", "paged_attention_kernel"),
+    (lambda: excerpt_of_file("models/attention/triton.py", "DECODE_KEYS = ", "DECODE_KEYS"),
+     "minivllm/models/attention/triton.py", ""),
+    (lambda: excerpt_of_file("models/cpu_kernels.c", "for (int64_t panel = 0; panel < out_features",
+                             "to[k * PANEL + o] = "), "minivllm/models/cpu_kernels.c", "pack"),
+    (lambda: excerpt_of_file("models/cpu_kernels.c", "int64_t slot = table[start / block_size]",
+                             "int64_t slot"), "minivllm/models/cpu_kernels.c", "paged_attention"),
+    (lambda: excerpt_of_file("models/cpu_kernels.c", '"GCC unroll 4") for (int64_t k',
+                             "sums[r][1] += of_row"), "minivllm/models/cpu_kernels.c", "tile"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quote", "path", "name"), QUOTED)
+def test_an_excerpt_says_where_it_is_and_it_is_there(quote, path: str, name: str) -> None:
+    found = quote()
+    assert (found.path, found.name) == (path, name)
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    numbers = [int(number) for number in re.findall(r"\d+", found.caption.rpartition(",")[2])]
+    there = "\n".join(lines[numbers[0] - 1 : numbers[-1]])
+    assert textwrap.dedent(there) == found.code
+    # The function really has those lines: its definition stands before them, no other between.
+    before = [re.findall(rf"\b{name.rpartition('.')[2]}\(", line) for line in lines[: numbers[0]]]
+    assert any(before) or not name or name == "Request"
+
+
+def test_an_excerpt_of_what_is_in_no_file_of_ours_names_none() -> None:
+    found = excerpt(textwrap.dedent, "def dedent", "def dedent")
+    assert found.path == ""
+    assert found._repr_markdown_().startswith("```python\n")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
+from minivllm.runs import InputLog
 from minivllm.stepper import SCENARIOS, ScenarioError, record
 
 pytest.importorskip("anywidget")
@@ -102,7 +103,7 @@ def test_a_scenario_of_ones_own() -> None:
 
 
 def test_a_scheduler_that_runs_already() -> None:
-    scheduler = Scheduler(SchedulerConfig(num_gpu_blocks=8, block_size=4), record=True)
+    scheduler = Scheduler(SchedulerConfig(num_gpu_blocks=8, block_size=4), observer=InputLog())
     scheduler.add_request(Request("a", [1, 2, 3], SamplingParams(max_tokens=4)))
     widget = SchedulerStepper(scheduler)
     assert widget.step == -1
@@ -135,7 +136,7 @@ class Engine:
 
     def __init__(self) -> None:
         config = SchedulerConfig(num_gpu_blocks=8, block_size=4)
-        self.scheduler = Scheduler(config, record=True)
+        self.scheduler = Scheduler(config, observer=InputLog())
         self.script = iter([65, 0xC3, 0xA9, 66])
 
     def add_request(self, request_id: str, prompt: str, params: SamplingParams) -> None:

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minivllm.conformance import sampled_token
+from minivllm.runs.conformance import sampled_token
 
 MAX_STEPS = 4000  # more: the run does not end (vLLM's equals can preempt each other for ever)
 

@@ -4,7 +4,7 @@
     :step: 12
     ```
 
-embeds a named scenario (see minivllm/stepper/scenarios.py), recorded by the real scheduler while
+embeds a named scenario (see minivllm/runs/scenarios.py), recorded by the real scheduler while
 the book is built. `:scenarios: all`, or a list of names, lets the reader choose among several. A
 body, instead of a name, is a scenario of one's own as JSON.
 
@@ -40,14 +40,14 @@ from stepper_figure import figure  # noqa: E402
 
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioError  # noqa: E402
 from minivllm.stepper.embed import entry_of, stepper_html  # noqa: E402
+from minivllm.stepper.modules import STATIC, joined  # noqa: E402
 from tools.get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ROOT / "minivllm" / "stepper" / "static"
-PACKAGES = ("core", "stepper")
+PACKAGES = ("core", "runs", "stepper")
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-NOT_IN_BROWSER = ("embed.py", "live.py", "widget.py")
+NOT_IN_BROWSER = ("embed.py", "live.py", "modules.py", "widget.py")
 
 
 # --- the directive -----------------------------------------------------------------------------
@@ -141,16 +141,13 @@ def pyodide() -> Path | None:
 
 
 def classic_script(live: dict[str, Any]) -> str:
-    """view.js and page.js as one script: a module would not load from disk (file://)."""
-    parts = [(SOURCES / name).read_text(encoding="utf-8") for name in ("view.js", "page.js")]
-    joined = "\n".join(parts)
-    joined = re.sub(r'^import .* from "\./view\.js";\n', "", joined, flags=re.MULTILINE)
-    joined = re.sub(r"^export (?=const )", "", joined, flags=re.MULTILINE)
+    """page.js and the view as one script: a module would not load from disk (file://)."""
+    script = joined("page.js")
     # Lighter by a fifth: notes and indentation are for those who read the sources. No template of
     # theirs spans lines, which a test holds, so no text loses anything.
-    joined = re.sub(r"/\*\*.*?\*/\n", "", joined, flags=re.DOTALL)
-    joined = re.sub(r"^\s+|^\s*//.*\n", "", joined, flags=re.MULTILINE)
-    return f'(() => {{\n"use strict";\nconst LIVE = {json.dumps(live)};\n{joined}}})();\n'
+    script = re.sub(r"^\s*/\*.*?\*/\n", "", script, flags=re.MULTILINE | re.DOTALL)
+    script = re.sub(r"^\s+|^\s*//.*\n", "", script, flags=re.MULTILINE)
+    return f'(() => {{\n"use strict";\nconst LIVE = {json.dumps(live)};\n{script}}})();\n'
 
 
 def write_assets(static: Path) -> None:
@@ -159,7 +156,7 @@ def write_assets(static: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     archive = package_archive()
     for name in ("view.css", "worker.js"):
-        shutil.copyfile(SOURCES / name, target / name)
+        shutil.copyfile(STATIC / name, target / name)
     live: dict[str, Any] = {"reason": "recorded run (this site was built without Pyodide)"}
     source = pyodide()
     if source is not None:
@@ -167,7 +164,7 @@ def write_assets(static: Path) -> None:
         (target / "minivllm.zip").write_bytes(archive)
         sizes = {name: (source / name).stat().st_size for name in FILES}
         live = {
-            "worker": f"worker.js?v={digest((SOURCES / 'worker.js').read_bytes())}",
+            "worker": f"worker.js?v={digest((STATIC / 'worker.js').read_bytes())}",
             "packages": f"minivllm.zip?v={digest(archive)}",
             "pyodide": "../pyodide/",
             "modules": sum(sizes[name] for name in MODULES),
@@ -207,7 +204,7 @@ def add_assets(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Load the stepper's files on the pages that have one, and there only."""
-    # Of no use where no kernel answers, and 130 kB for each widget (it holds view.js).
+    # Of no use where no kernel answers, and 130 kB for each widget (it holds the view).
     files = context.get("script_files", [])
     files[:] = [
         file for file in files if getattr(file, "attributes", {}).get("type") != WIDGET_STATE

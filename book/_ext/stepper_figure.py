@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-NUM_COLOURS = 8  # as in view.js
+NUM_COLOURS = 8  # as in static/view/colours.js
 WIDTH = 720
 ROW = 34
 CELL = 38
@@ -62,9 +62,12 @@ def picture(steps: list[dict[str, Any]], index: int, title: str) -> str:
             y += ROW
         y += 24
     blocks, height = pool(snapshot, paint)
+    bottom = max(y, height)
+    parts.append(rect(1, bottom - 9, 14, 9, "var(--mv-page)", 'stroke="currentColor"'))
+    parts.append(text(22, bottom, "sampled when the step ends: the next gap of one"))
     label = f"{title}: the queues and the block pool at step {index}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {max(y, height)}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 8:g}" role="img" aria-label="{escape(label)}" '
         f'style="width:100%;font:13px system-ui,sans-serif;fill:currentColor">'
         f"{''.join(parts)}{blocks}</svg>"
     )
@@ -80,15 +83,23 @@ def rect(x: float, y: float, width: float, height: float, fill: str, more: str =
     return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}" {more}/>'  # noqa: E501
 
 
-def row(id_: str, request: Mapping[str, Any], colour: str, y: float) -> str:
-    """A request: computed and known tokens, as a bar and as numbers."""
+def samples_token(request: Mapping[str, Any]) -> bool:
+    """Whether its gap closes in this step: then, and only then, a token is sampled for it."""
     computed, known = request["num_computed_tokens"], request["num_tokens"]
-    width = 300
+    return request["num_scheduled_tokens"] > 0 and computed == known
+
+
+def row(id_: str, request: Mapping[str, Any], colour: str, y: float) -> str:
+    """A request: computed and known tokens as a bar and as numbers; hollow: sampled next."""
+    computed, known = request["num_computed_tokens"], request["num_tokens"]
+    next_ = int(samples_token(request))
+    width, token = 300, 300 / (known + next_)
     return (
         text(0, y + 14, id_, weight=650)
         + text(width, y + 14, f"{computed} / {known}", anchor="end")
         + rect(0, y + 18, width, 9, "var(--mv-free)")
-        + rect(0, y + 18, width * computed / known, 9, colour)
+        + rect(0, y + 18, computed * token, 9, colour)
+        + next_ * rect(known * token, y + 18, token, 9, "var(--mv-page)", f'stroke="{colour}"')
     )
 
 

@@ -7,26 +7,26 @@ from minivllm.core.async_scheduler import AsyncScheduler
 from minivllm.core.block_pool import BlockPool, FreeKVCacheBlockQueue, KVCacheBlock
 from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import KVCacheManager, check_enough_kv_cache_memory
-from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.observer import SchedulerObserver
+from minivllm.core.output import AdmissionStop, EngineCoreOutput, Preemption, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.request_queue import FCFSRequestQueue, PriorityRequestQueue
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
-from minivllm.core.snapshot import SNAPSHOT_VERSION, History, Snapshot
 from minivllm.core.stats import RequestMetrics, SchedulerStats, StepStats
 from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy
 
 __all__ = [
-    "SNAPSHOT_VERSION",
     "VICTIM_POLICIES",
+    "AdmissionStop",
     "AsyncScheduler",
     "BlockPool",
     "EngineCoreOutput",
     "FCFSRequestQueue",
     "FreeKVCacheBlockQueue",
-    "History",
     "KVCacheBlock",
     "KVCacheManager",
+    "Preemption",
     "PriorityRequestQueue",
     "Request",
     "RequestMetrics",
@@ -34,9 +34,9 @@ __all__ = [
     "SamplingParams",
     "Scheduler",
     "SchedulerConfig",
+    "SchedulerObserver",
     "SchedulerOutput",
     "SchedulerStats",
-    "Snapshot",
     "StepStats",
     "VictimPolicy",
     "check_enough_kv_cache_memory",

@@ -26,11 +26,11 @@ class AsyncScheduler(Scheduler):
     a preempted request's tokens are all known when it may be admitted again.
 
     Raises:
-        ValueError: if a history is asked for: it shows one step after the other.
+        ValueError: if it is to be observed: a history shows one step after the other.
     """
 
     def __init__(self, config: SchedulerConfig, **options: Any) -> None:
-        if options.get("record"):
+        if options.get("observer"):
             raise ValueError(
                 "record shows one step after the other, and async_scheduling plans a step while "
                 "another runs: set one of the two to False"
@@ -47,7 +47,7 @@ class AsyncScheduler(Scheduler):
             request = self.requests[request_id]
             computed[request_id] = request.num_computed_tokens
             # A token comes out of this step. If length ends the request with it, none follows.
-            if request.num_computed_tokens == request.num_tokens and not self._is_last(request):
+            if request.is_caught_up and not self._is_last(request):
                 request.num_output_placeholders += 1
         if computed:
             self._in_flight[step] = (output, computed)

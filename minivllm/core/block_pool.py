@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 NONE_HASH = hashlib.sha256(b"minivllm").digest()
 """Parent of a sequence's first block."""
@@ -144,9 +144,7 @@ class BlockPool:
         # Two requests may fill blocks with the same tokens: block tables only ever grow, so
         # neither gives its copy up. Both are listed, the older one first.
         self.cached_block_hash_to_block: dict[bytes, dict[int, KVCacheBlock]] = {}
-        self.num_evictions = 0
-        self.on_evicted: Callable[[KVCacheBlock], None] | None = None
-        """Called with a cached block that is about to be handed out; for recording."""
+        self._evictions: list[tuple[int, bytes]] = []
 
     def get_cached_block(self, block_hash: bytes) -> KVCacheBlock | None:
         """A block that holds these tokens after this prefix, in use or free; None: a miss."""
@@ -168,12 +166,15 @@ class BlockPool:
         blocks = self.free_block_queue.popleft_n(num_blocks)
         for block in blocks:
             if block.block_hash is not None:
-                self.num_evictions += 1
-                if self.on_evicted is not None:
-                    self.on_evicted(block)
+                self._evictions.append((block.block_id, block.block_hash))
                 self.uncache(block)
             block.ref_cnt = 1
         return blocks
+
+    def take_evictions(self) -> list[tuple[int, bytes]]:
+        """(id, hash) of each cached block handed out since this was last asked, in order."""
+        evictions, self._evictions = self._evictions, []
+        return evictions
 
     def uncache(self, block: KVCacheBlock) -> None:
         """Forget what `block` holds: no request will find it by its hash again."""

@@ -9,6 +9,38 @@ from minivllm.core.stats import StepStats
 
 
 @dataclass(slots=True)
+class Preemption:
+    """Who yields to whom, and what there was to decide by: all as it stood before."""
+
+    victim: Request
+    for_request: Request
+    """Who asked for blocks; the victim itself, if no one else was left to yield."""
+    num_blocks_needed: int
+    num_free_blocks: int
+    num_freed_blocks: int
+    """Blocks of the victim that no one shares."""
+    num_computed_tokens: int
+    """The victim's: dropped, or kept on the CPU by a swap."""
+    running: list[Request]
+    """RUNNING, from which the victim was chosen."""
+    num_scheduled_tokens: dict[str, int]
+    """The plan so far: the victim's tokens in it go back to the budget."""
+
+
+@dataclass(slots=True)
+class AdmissionStop:
+    """Why the request at the head of WAITING was not admitted, and so no one behind it."""
+
+    request: Request
+    reason: str
+    """`preempted_in_this_step`, or the knob that bound: `max_num_batched_tokens`, `max_num_seqs`,
+    `enable_chunked_prefill` or `num_gpu_blocks`."""
+    num_blocks_needed: int | None = None
+    """If blocks bound."""
+    num_free_blocks: int | None = None
+
+
+@dataclass(slots=True)
 class SchedulerOutput:
     """The plan of one step (vllm/v1/core/sched/output.py:181).
 
@@ -29,7 +61,15 @@ class SchedulerOutput:
     scheduled_running_reqs: list[Request] = field(default_factory=list)
     new_block_ids: dict[str, list[int]] = field(default_factory=dict)
     """Whole block table of the new and the resumed; what was appended, of the running."""
+    num_left_tokens: dict[str, int] = field(default_factory=dict)
+    """Known tokens that a cap left for a later step, of each request that one cut."""
     preempted_req_ids: list[str] = field(default_factory=list)
+    preemptions: list[Preemption] = field(default_factory=list)
+    """Why, one for each of `preempted_req_ids`."""
+    admission_stopped: AdmissionStop | None = None
+    """None: WAITING was admitted whole, or was empty."""
+    evictions: list[tuple[int, bytes]] = field(default_factory=list)
+    """(block id, hash) of cached blocks that were handed out for something else, in order."""
     finished_req_ids: set[str] = field(default_factory=set)
     """Finished since the last step: the runner can drop their state."""
     blocks_to_swap_out: list[tuple[int, int]] = field(default_factory=list)

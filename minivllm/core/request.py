@@ -130,6 +130,11 @@ class Request:
         return len(self.all_token_ids) + self.num_output_placeholders
 
     @property
+    def is_caught_up(self) -> bool:
+        """Whether all known tokens are computed or planned: such a step samples the next one."""
+        return self.num_computed_tokens == len(self.all_token_ids) + self.num_output_placeholders
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.output_token_ids)

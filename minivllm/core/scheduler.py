@@ -10,16 +10,15 @@ in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any
 
 from minivllm.core.block_pool import KVCacheBlock
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.input_log import InputLog
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
-from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.observer import SchedulerObserver
+from minivllm.core.output import AdmissionStop, EngineCoreOutput, Preemption, SchedulerOutput
 from minivllm.core.request import Request, RequestStatus, check_stop
 from minivllm.core.request_queue import create_request_queue
-from minivllm.core.snapshot import History, SnapshotRecorder
 from minivllm.core.stats import SchedulerStats, StepStats
 from minivllm.core.victim import VICTIM_POLICIES, VictimPolicy, victim_policy_name
 
@@ -29,14 +28,10 @@ class Scheduler:
 
     Args:
         config: the limits.
-        record: keep a snapshot of every step in `history`. True: the inputs are noted, and the
-            snapshots are made from them when somebody looks; "eager": each step's is made as it
-            happens, which takes many times the step itself.
+        observer: is told what comes in, what is planned and what it brought; `minivllm.runs` has
+            two that keep a history.
         clock: returns the time now, for latencies in seconds; None: steps alone are counted.
         keep_step_stats: keep every step's `StepStats` in `stats.steps`, not the totals alone.
-
-    Raises:
-        ValueError: if `record` is none of True, False and "eager".
 
     Source: vllm/v1/core/sched/scheduler.py:64.
     """
@@ -45,7 +40,7 @@ class Scheduler:
         self,
         config: SchedulerConfig,
         *,
-        record: bool | Literal["eager"] = False,
+        observer: SchedulerObserver | None = None,
         clock: Callable[[], float] | None = None,
         keep_step_stats: bool = True,
     ) -> None:
@@ -71,32 +66,24 @@ class Scheduler:
         self.stats = SchedulerStats(keep_steps=keep_step_stats)
         self.finished_req_ids: set[str] = set()
         self._num_added = 0
-        self.recorder: SnapshotRecorder | None = None
-        """Told of every decision."""
-        self.log: InputLog | None = None
-        """Told of every input, and nothing else; there is a log or a recorder, or neither."""
-        self._history: History | None = None
-        if record not in (True, False, "eager"):
-            raise ValueError(f"record must be True, False or 'eager', got {record!r}")
-        # Its inputs tell a run only if this class runs it, as it is written here.
-        as_written = type(self) is Scheduler and _AS_WRITTEN.items() <= vars(Scheduler).items()
-        if record and record != "eager" and as_written:
-            self.log = InputLog(self)
-            self._history = self.log.history
-        elif record:
-            self.recorder = SnapshotRecorder(self)
-            self._history = self.recorder.history
+        self.observer = observer
+        if observer:
+            observer.begin(self)
 
     @property
-    def history(self) -> History:
-        """The snapshots of all steps so far.
+    def history(self) -> Any:
+        """What the observer has kept of the run: a `minivllm.runs.History`.
 
         Raises:
-            ValueError: if the scheduler was built with `record=False`.
+            ValueError: if there is no observer that keeps one.
         """
-        if self._history is None:
-            raise ValueError("no history is kept: build the scheduler with record=True")
-        return self._history
+        history = getattr(self.observer, "history", None)
+        if history is None:
+            raise ValueError(
+                "no history is kept: build an engine with record=True, a Scheduler with "
+                "observer=InputLog() (minivllm.runs)"
+            )
+        return history
 
     # --- requests come in -----------------------------------------------------------------
 
@@ -119,21 +106,17 @@ class Scheduler:
         self._num_added += 1
         request.metrics.arrival_step = self.step
         request.metrics.arrival_time = self.clock() if self.clock else None
-        if self.log:
-            self.log.arrived(request)
-        if self.recorder:
-            self.recorder.arrived(request)
-
-        if self.config.admission_control and (reason := self.refusal_reason(request)):
+        if self.config.admission_control:
+            request.error = self.refusal_reason(request)
+        if request.error:
             request.status = RequestStatus.FINISHED_IGNORED
-            request.error = reason
             self.stats.num_refused += 1
-            if self.recorder:
-                self.recorder.event("refused", request, reason=reason)
-            return False
-        self.requests[request.request_id] = request
-        self.waiting.add_request(request)
-        return True
+        else:
+            self.requests[request.request_id] = request
+            self.waiting.add_request(request)
+        if self.observer:
+            self.observer.request_added(request)
+        return request.error is None
 
     def refusal_reason(self, request: Request) -> str | None:
         """Why a request could never run to its end, however long it waits; None: it could.
@@ -201,8 +184,6 @@ class Scheduler:
             request_ids = [request_ids]
         found = dict.fromkeys(id_ for id_ in request_ids if id_ in self.requests)
         requests = [self.requests[request_id] for request_id in found]
-        if self.log:
-            self.log.finished_from_outside(list(found), status)
 
         running = {request for request in requests if request.status is RequestStatus.RUNNING}
         if running:
@@ -211,9 +192,9 @@ class Scheduler:
             self.waiting.remove_requests(set(requests) - running)
         for request in requests:
             request.status = status
-            if self.recorder:
-                self.recorder.finished_from_outside(request)
             self._free_request(request)
+        if self.observer:
+            self.observer.requests_finished(requests, status)
         return list(found)
 
     def has_unfinished_requests(self) -> bool:
@@ -231,23 +212,21 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:329.
         """
-        if self.log:
-            self.log.begin_schedule()
-        stats = StepStats(self.step)
-        output = SchedulerOutput(self.step, stats, finished_req_ids=self.finished_req_ids)
+        output = SchedulerOutput(
+            self.step, StepStats(self.step), finished_req_ids=self.finished_req_ids
+        )
         self.finished_req_ids = set()
-        num_evictions = self.kv_cache_manager.block_pool.num_evictions
 
         token_budget = self._schedule_running(output, self.config.max_num_batched_tokens)
         if not output.preempted_req_ids:
             # A step that was short of blocks admits no one: a newcomer would take what the
             # victim has just given back.
             token_budget = self._schedule_waiting(output, token_budget)
-        elif self.recorder and len(self.waiting):
-            self.recorder.admission_stopped("preempted_in_this_step")
+        elif len(self.waiting):
+            head = self.waiting.peek_request()
+            output.admission_stopped = AdmissionStop(head, "preempted_in_this_step")
 
         output.total_num_scheduled_tokens = self.config.max_num_batched_tokens - token_budget
-        stats.num_evictions = self.kv_cache_manager.block_pool.num_evictions - num_evictions
         self._update_after_schedule(output)
         return output
 
@@ -277,11 +256,9 @@ class Scheduler:
                 req_index += 1
                 continue
 
-            budget_at_clamp = token_budget  # a victim's tokens come back too late for this request
             while (new_blocks := allocate_slots(request, num_new_tokens)) is None:
                 victim = self.select_victim(self.running)
-                if self.recorder:
-                    self.recorder.preempting(victim, request, num_new_tokens)
+                output.preemptions.append(self._reason(victim, request, num_new_tokens, output))
                 self.running.remove(victim)
                 if victim.request_id in output.num_scheduled_tokens:
                     token_budget += self._unschedule(victim, output)
@@ -297,8 +274,8 @@ class Scheduler:
             output.num_scheduled_tokens[request_id] = num_new_tokens
             if new_blocks:
                 output.new_block_ids[request_id] = [block.block_id for block in new_blocks]
-            if self.recorder:
-                self.recorder.scheduled("running", request, gap, budget_at_clamp, num_new_tokens)
+            if num_new_tokens < gap:
+                output.num_left_tokens[request_id] = gap - num_new_tokens
             token_budget -= num_new_tokens
             req_index += 1
         return token_budget
@@ -337,10 +314,11 @@ class Scheduler:
             num_new_tokens = gap
             if 0 < threshold < num_new_tokens:
                 num_new_tokens = threshold
-            if num_new_tokens > token_budget and not config.enable_chunked_prefill:
-                stopped_by = "enable_chunked_prefill"
-                break
-            num_new_tokens = min(num_new_tokens, token_budget)
+            if token_budget < num_new_tokens:
+                if not config.enable_chunked_prefill:
+                    stopped_by = "enable_chunked_prefill"
+                    break
+                num_new_tokens = token_budget
 
             wanted = (request, num_new_tokens, new_computed_blocks, config.reserve_full_prompt)
             if manager.allocate_slots(*wanted) is None:
@@ -353,26 +331,45 @@ class Scheduler:
             resumed = request.status is RequestStatus.PREEMPTED
             admitted = output.scheduled_resumed_reqs if resumed else output.scheduled_new_reqs
             admitted.append(request)
-            copies: list[tuple[int, int]] = []
             if swapped_out:
-                copies = self._swap_in(request)
-                output.blocks_to_swap_in += copies
+                output.blocks_to_swap_in += self._swap_in(request)
             else:
                 output.stats.prefix_cache_queries += request.num_tokens
                 output.stats.prefix_cache_hits += num_cached_tokens
             request.num_computed_tokens += num_cached_tokens
             request.num_cached_tokens = num_cached_tokens
-            output.num_scheduled_tokens[request.request_id] = num_new_tokens
-            output.new_block_ids[request.request_id] = manager.get_block_ids(request.request_id)
-            if self.recorder:
-                self.recorder.admitted(request, resumed, copies)
-                kind = "resumed" if resumed else "new"
-                self.recorder.scheduled(kind, request, gap, token_budget, num_new_tokens)
+            request_id = request.request_id
+            output.num_scheduled_tokens[request_id] = num_new_tokens
+            output.new_block_ids[request_id] = manager.get_block_ids(request_id)
+            if num_new_tokens < gap:
+                output.num_left_tokens[request_id] = gap - num_new_tokens
             request.status = RequestStatus.RUNNING
             token_budget -= num_new_tokens
-        if self.recorder and stopped_by:
-            self.recorder.admission_stopped(stopped_by, num_blocks_needed)
+        if stopped_by:
+            output.admission_stopped = AdmissionStop(
+                self.waiting.peek_request(),
+                stopped_by,
+                num_blocks_needed,
+                manager.block_pool.get_num_free_blocks(),
+            )
         return token_budget
+
+    def _reason(
+        self, victim: Request, request: Request, num_new_tokens: int, output: SchedulerOutput
+    ) -> Preemption:
+        """Why `victim` yields its blocks to `request`, as things stand before it does."""
+        manager = self.kv_cache_manager
+        held = manager.req_to_blocks.get(victim.request_id, ())
+        return Preemption(
+            victim,
+            request,
+            num_blocks_needed=manager.get_num_blocks_to_allocate(request, num_new_tokens),
+            num_free_blocks=manager.block_pool.get_num_free_blocks(),
+            num_freed_blocks=sum(block.ref_cnt == 1 for block in held),
+            num_computed_tokens=victim.num_computed_tokens,
+            running=list(self.running),
+            num_scheduled_tokens=dict(output.num_scheduled_tokens),
+        )
 
     def _unschedule(self, victim: Request, output: SchedulerOutput) -> int:
         """Take a victim out of the step that it was scheduled in; its tokens come back.
@@ -383,8 +380,7 @@ class Scheduler:
         output.new_block_ids.pop(victim.request_id, None)
         if not self.config.keep_upstream_bugs:
             self.kv_cache_manager.uncache_uncomputed_blocks(victim)
-        if self.recorder:
-            self.recorder.unscheduled(victim)
+        output.num_left_tokens.pop(victim.request_id, None)
         return output.num_scheduled_tokens.pop(victim.request_id)
 
     def _preempt_request(self, request: Request, output: SchedulerOutput) -> None:
@@ -411,8 +407,6 @@ class Scheduler:
         request.num_preemptions += 1
         output.preempted_req_ids.append(request.request_id)
         self.waiting.prepend_request(request)
-        if self.recorder:
-            self.recorder.preempted(request, copies)
 
     def _swap_in(self, request: Request) -> list[tuple[int, int]]:
         """Pairs (CPU block, GPU block) that restore a request whose `num_computed_tokens` stood.
@@ -427,7 +421,9 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:951.
         """
+        output.evictions = self.kv_cache_manager.block_pool.take_evictions()
         stats = output.stats
+        stats.num_evictions = len(output.evictions)
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self.requests[request_id]
             if request.num_computed_tokens < request.max_num_computed_tokens:
@@ -448,10 +444,8 @@ class Scheduler:
         stats.num_swapped_in_blocks = len(output.blocks_to_swap_in)
         stats.kv_cache_usage = self.kv_cache_manager.usage
         self.stats.add_step(stats)
-        if self.log:
-            self.log.end_of_schedule(output)
-        if self.recorder:
-            self.recorder.end_of_schedule(output)
+        if self.observer:
+            self.observer.step_planned(output)
         self.step += 1
 
     # --- the step has run -----------------------------------------------------------------
@@ -474,8 +468,6 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:1283.
         """
-        if self.log:
-            self.log.begin_update(scheduler_output)
         outputs: list[EngineCoreOutput] = []
         finished: list[Request] = []
         now = self.clock() if self.clock else None
@@ -484,7 +476,7 @@ class Scheduler:
             if request is None:
                 continue  # aborted while the step ran
             token_id = sampled_token_ids.get(request_id)
-            if (token_id is None) == (request.num_computed_tokens == request.num_tokens):
+            if (token_id is None) == request.is_caught_up:
                 problem = "misses" if token_id is None else "must not have"
                 raise ValueError(f"{request} {problem} a sampled token in step {self.step - 1}")
             if token_id is None:
@@ -505,10 +497,8 @@ class Scheduler:
         if finished:
             gone = set(finished)
             self.running = [request for request in self.running if request not in gone]
-        if self.log:
-            self.log.end_of_update(sampled_token_ids)
-        if self.recorder:
-            self.recorder.end_of_update(scheduler_output, sampled_token_ids, finished)
+        if self.observer:
+            self.observer.step_updated(scheduler_output, sampled_token_ids, finished)
         return outputs
 
     def _free_request(self, request: Request) -> None:
@@ -519,6 +509,3 @@ class Scheduler:
         del self.requests[request.request_id]
         self.finished_req_ids.add(request.request_id)
         self.stats.num_finished += 1
-
-
-_AS_WRITTEN = dict(vars(Scheduler))

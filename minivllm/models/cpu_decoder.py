@@ -12,7 +12,6 @@ import ctypes
 import numpy as np
 from torch import Tensor
 
-from minivllm.models.attention import CPUPagedAttention
 from minivllm.models.cpu_kernels import CPUKernels, is_packed
 from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
@@ -88,7 +87,7 @@ def can_decode(model: LlamaModel) -> bool:
     extras = ("qkv_bias", "head_norms", "o_bias", "gate_up_bias", "down_bias")
     return (
         isinstance(model.ops, CPUKernels)
-        and isinstance(model.attention, CPUPagedAttention)
+        and model.attention_backend == "cpu"
         and not any(getattr(layer, name) is not None for layer in model.layers for name in extras)
         and all(is_packed(getattr(layer, name)) for layer in model.layers for name in _MATRICES)
         and config.hidden_size % 8 == config.intermediate_size % 8 == config.head_dim % 16 == 0

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.models.attention import AttentionMetadata, GraphAttention
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.selector import GraphAttention
 from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,12 @@ _LAYER_NAMES = {
 }
 """GGUF's names and ours, in the order of writing: Q, K, V side by side, gate beside up."""
 
+SHARD_NAME = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.(gguf|safetensors)")
+"""A file's name if it is one of several that make a model together."""
+
+_PREFIX = "tokenizer.ggml."
+_TOKENS = f"{_PREFIX}tokens"
+
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -49,11 +56,29 @@ _TOP_NAMES = {
 }
 
 
+def check_not_a_split(path: Path) -> None:
+    """Refuse a part of a model, by the name that `llama-gguf-split` gives it.
+
+    Raises:
+        ValueError: naming the split.
+    """
+    if (match := SHARD_NAME.fullmatch(path.name)) and int(match["count"]) > 1:
+        raise _part_of_a_split(path, int(match["number"]), int(match["count"]))
+
+
+def _part_of_a_split(path: Path, number: int, count: int) -> ValueError:
+    return ValueError(
+        f"{path} is part {number} of a model split in {count}; join the parts: `llama-gguf-split "
+        f"--merge FIRST_PART WHOLE.gguf`"
+    )
+
+
 def open_gguf(path: Path) -> GGUFReader:
     """Open a file and read its metadata.
 
     Raises:
-        ValueError: if it is not GGUF, is truncated, or holds an architecture not supported.
+        ValueError: if it is not GGUF, is truncated, is a part of a split model, or holds an
+            architecture not supported.
     """
     from gguf import GGUFReader
 
@@ -65,7 +90,10 @@ def open_gguf(path: Path) -> GGUFReader:
         reader = GGUFReader(path)
     except Exception as error:  # whatever numpy makes of bytes that are not there
         raise ValueError(f"{path} is truncated or corrupted: {error}") from error
-    architecture = read_metadata(reader).get("general.architecture")
+    metadata = read_metadata(reader)
+    if (count := int(metadata.get("split.count", 1))) > 1:
+        raise _part_of_a_split(path, int(metadata.get("split.no", 0)) + 1, count)
+    architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{path}: GGUF architecture {architecture!r} is not supported; "
@@ -89,7 +117,8 @@ def convert_gguf(path: Path, directory: Path) -> None:
     """
     reader = open_gguf(path)
     metadata = read_metadata(reader)
-    config = _hf_config(metadata, {tensor.name for tensor in reader.tensors})
+    config = _hf_config(metadata, {tensor.name: tensor for tensor in reader.tensors})
+    _check_tokenizer(reader, metadata)
     tokenizer = tokenizer_from_gguf(reader, metadata)
 
     (directory / "config.json").write_text(json.dumps(config, indent=2))
@@ -100,7 +129,63 @@ def convert_gguf(path: Path, directory: Path) -> None:
         write_safetensors(file, shapes, _dequantised(tensors, config, path.name))
 
 
-def _hf_config(metadata: dict[str, Any], tensor_names: set[str]) -> dict[str, Any]:
+def _check_tokenizer(reader: GGUFReader, metadata: dict[str, Any]) -> None:
+    """A byte-level BPE tokenizer needs merges, and a type for each token: without types an
+    end-of-turn token cannot be told from text.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or _TOKENS not in reader.fields:
+        return  # said elsewhere
+    for key, what in ((f"{_PREFIX}merges", "merges"), (f"{_PREFIX}token_type", "token types")):
+        if key not in reader.fields:
+            raise ValueError(
+                f"the GGUF's tokenizer has no {what} ({key}); convert the model again, with a "
+                f"recent convert_hf_to_gguf.py of llama.cpp"
+            )
+    num_tokens, num_types = (len(reader.fields[k].data) for k in (_TOKENS, f"{_PREFIX}token_type"))
+    if num_tokens != num_types:
+        raise ValueError(f"the GGUF's tokenizer has {num_tokens} tokens, but {num_types} types")
+
+
+def _rope(metadata: dict[str, Any], arch: str, base: float) -> dict[str, Any]:
+    """Hugging Face's `rope_parameters`.
+
+    Raises:
+        ValueError: on a scaling that is not supported, or has no factor.
+    """
+    scaling = f"{arch}.rope.scaling."
+    factor = metadata.get(f"{scaling}factor")
+    kind = metadata.get(f"{scaling}type")
+    if kind is None and (factor := metadata.get(f"{arch}.rope.scale_linear")) not in (None, 1.0):
+        kind = "linear"  # as it was written before types
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
+    if kind in (None, "none"):
+        return rope
+    if kind not in ("linear", "yarn"):
+        raise ValueError(
+            f"RoPE scaling {kind!r} of a GGUF is not supported, only 'linear' and 'yarn'"
+        )
+    rope |= {"rope_type": kind, "factor": factor}
+    needed = {f"{scaling}factor": factor}
+    if kind == "yarn":
+        original = metadata.get(f"{scaling}original_context_length")
+        needed[f"{scaling}original_context_length"] = original
+        rope["original_max_position_embeddings"] = original
+        for theirs, ours in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"),
+                             ("yarn_ext_factor", "extrapolation_factor"),
+                             ("attn_factor", "attn_factor"),
+                             ("yarn_attn_factor", "attn_factor")):  # fmt: skip
+            if f"{scaling}{theirs}" in metadata:
+                rope[ours] = metadata[f"{scaling}{theirs}"]
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"RoPE scaling {kind!r} of the GGUF needs {missing[0]}, which is missing")
+    return rope
+
+
+def _hf_config(metadata: dict[str, Any], tensors: dict[str, ReaderTensor]) -> dict[str, Any]:
     arch = metadata["general.architecture"]
 
     def get(key: str, default: Any = None) -> Any:
@@ -109,17 +194,14 @@ def _hf_config(metadata: dict[str, Any], tensor_names: set[str]) -> dict[str, An
             raise ValueError(f"the GGUF metadata has no {arch}.{key}")
         return value
 
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)}
-    scaling = metadata.get(f"{arch}.rope.scaling.type", "none")
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": get("rope.scaling.factor")}
-    elif scaling != "none":
-        raise ValueError(f"RoPE scaling {scaling!r} of a GGUF is not supported, only 'linear'")
+    rope = _rope(metadata, arch, get("rope.freq_base", 10000.0))
+    if "token_embd.weight" not in tensors:
+        raise ValueError("the GGUF has no tensor 'token_embd.weight'")
     num_heads, hidden_size = get("attention.head_count"), get("embedding_length")
     return {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
-        "vocab_size": metadata.get(f"{arch}.vocab_size") or metadata["tokenizer.ggml.vocab_size"],
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "hidden_size": hidden_size,
         "intermediate_size": get("feed_forward_length"),
         "num_hidden_layers": get("block_count"),
@@ -131,20 +213,17 @@ def _hf_config(metadata: dict[str, Any], tensor_names: set[str]) -> dict[str, An
         "rope_theta": rope["rope_theta"],
         "rope_parameters": rope,
         "max_position_embeddings": get("context_length"),
-        "tie_word_embeddings": "output.weight" not in tensor_names,
-        "attention_bias": arch == "llama" and "blk.0.attn_q.bias" in tensor_names,
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": arch == "llama" and "blk.0.attn_q.bias" in tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _end_token_ids(metadata),
+        "eos_token_id": _eos_token_ids(metadata),
         "dtype": "float32",
     }
 
 
-def _end_token_ids(metadata: dict[str, Any]) -> list[int]:
-    """Tokens that end an answer: of the sequence, of a turn, of a message (to a tool).
-
-    Source: llama.cpp, src/llama-vocab.cpp, `special_eog_ids`.
-    """
-    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+def _eos_token_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """End of sequence, of turn and of message: each ends a generation (llama.cpp's `eog`)."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     return list(dict.fromkeys(metadata[key] for key in keys if metadata.get(key) is not None))
 
 
@@ -174,7 +253,13 @@ def _dequantised(
     desc = f"Converting {title}, once"
     with tqdm(total=total, unit="B", unit_scale=True, desc=desc, disable=quiet) as bar:
         for name, tensor in tensors:
-            array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            try:
+                array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            except NotImplementedError:
+                raise ValueError(
+                    f"tensor {tensor.name!r} of the GGUF is quantised as {tensor.tensor_type.name},"
+                    f" which is not supported"
+                ) from None
             part = name.split(".")[-2]
             if config["model_type"] == "llama" and part in heads:
                 array = undo_rope_permutation(array, heads[part])

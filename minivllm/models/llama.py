@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivllm.models.attention import (
-    QUERY_TILE,
-    AttentionMetadata,
-    GraphAttention,
-    attention_class,
-)
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.selector import BACKENDS, GraphAttention, choose_backend
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import HeadNorms, Ops
+from minivllm.models.rope import rope_table
 from minivllm.models.safetensors_file import release
 
 CPU_ROWS = 256
@@ -60,7 +57,7 @@ class LlamaModel:
         max_model_len: longest sequence: positions that RoPE is tabulated for.
         block_size: of the KV cache.
         batch_invariant: a token's logits do not depend, by a single bit, on the batch it is in.
-        attention_backend: "auto" or one to insist on (see `attention_class`).
+        attention_backend: "auto" or one to insist on (see `choose_backend`).
 
     Raises:
         ValueError: on a missing tensor or one of the wrong shape.
@@ -82,15 +79,17 @@ class LlamaModel:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.row_tile = QUERY_TILE if batch_invariant else None
-        self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
-        attention = attention_class(
+        self.attention_backend = choose_backend(
             attention_backend,
             device,
             batch_invariant,
             kernel_fits=dtype == torch.float32 and can_attend(config),
         )
-        self.attention = attention(block_size, config.num_key_value_heads, dtype, device)
+        self.attention = BACKENDS[self.attention_backend](
+            block_size, config.num_key_value_heads, dtype, device
+        )
+        self.row_tile = self.attention.row_tile
+        self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
         self.ops = Ops()
         if isinstance(self.attention, GraphAttention):  # Triton's: it can be had, then
             from minivllm.models.gpu_kernels import GPUKernels
@@ -104,7 +103,8 @@ class LlamaModel:
         self.qkv_size, self.gate_up_size = heads * config.head_dim, 2 * config.intermediate_size
         self._widest_piece = CPU_ROWS * max(self.qkv_size, self.gate_up_size)
         self._load(weights)
-        self.rope = self._rope_table(max_model_len, weights.get("rope_freqs.weight"))
+        cos, sin = rope_table(config, max_model_len, weights.get("rope_freqs.weight"))
+        self.rope = cos.to(device, dtype), sin.to(device, dtype)
         if batch_invariant:
             self._check_rows_are_independent()
 
@@ -166,7 +166,7 @@ class LlamaModel:
             if not len(last):
                 return hidden
             self.attention.prepare(metadata)
-        attended = self.attention(query, kv_cache, metadata, self.scale)
+        attended = self.attention(query, kv_cache, self.scale)
         for rows in self._pieces(len(hidden)):
             self._mlp(layer, hidden[rows], attended[rows])
         return hidden
@@ -304,22 +304,6 @@ class LlamaModel:
         # Last: a view keeps alive what has been read of the file since it was mapped.
         self.embed = self.lm_head if tied else get("model.embed_tokens.weight", vocab, hidden)
 
-    def _rope_table(
-        self, max_model_len: int, frequency_factors: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position's rotation angles, as `Ops.rotate_and_store` wants them."""
-        config = self.config
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        frequencies = 1.0 / config.rope_theta**exponents
-        if frequency_factors is not None:  # a GGUF's way to write down a llama3 scaling
-            frequencies = frequencies / frequency_factors.float()
-        frequencies = _scale_rope(frequencies, config.rope)
-        positions = torch.arange(max_model_len, dtype=torch.float32)
-        angles = torch.outer(positions, frequencies)
-        cos, sin = angles.cos(), angles.sin()
-        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
-
     def _check_rows_are_independent(self) -> None:
         """Fixed shapes give invariance only if a row's result ignores its neighbours and its
         place in the tile. No BLAS promises that, so ask this one, once per weight shape."""
@@ -341,20 +325,6 @@ class LlamaModel:
                     f"{tuple(matrix.shape)} matrix of {self.dtype} gives a row other bits in "
                     f"another place of its tile"
                 )
-
-
-def _scale_rope(frequencies: Tensor, rope: Mapping[str, float | str]) -> Tensor:
-    """Stretch RoPE to contexts longer than the model was first trained for."""
-    if rope["rope_type"] == "default":
-        return frequencies
-    factor = float(rope["factor"])
-    if rope["rope_type"] == "linear":
-        return frequencies / factor
-    # llama3: leave the fast-turning dimensions, stretch the slow ones, blend in between.
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return keep * frequencies + (1.0 - keep) * frequencies / factor
 
 
 def fuse(tensors: list[Tensor]) -> Tensor:

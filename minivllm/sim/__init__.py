@@ -7,29 +7,29 @@
 
 Standard library only, figures and calibration apart. Read in this order: `simulate` (the loop),
 `cost` (what a step costs), `workload` (who asks for what), `results`, `scenario`, `sweep`,
-`handover`. On the command line: `python -m minivllm.sim --help`.
+`handover`, `measured`. On the command line: `python -m minivllm.sim --help`.
 """
 
 from __future__ import annotations
 
 from minivllm.sim.cost import CostModel, FittedCost, FixedCost, RooflineCost, StepLoad, roofline
-from minivllm.sim.handover import (
-    BenchResult,
-    comparison_table,
-    llm_arguments,
-    read_bench,
-    side_by_side,
-    vllm_bench,
-    vllm_serve,
-    without_flag,
-)
+from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve, without_flag
 from minivllm.sim.hardware import HARDWARE, HardwareSpec, get_hardware
 from minivllm.sim.lengths import Constant, Empirical, LogNormal, UniformLength
+from minivllm.sim.measured import (
+    BenchResult,
+    comparison_table,
+    read_bench,
+    read_benches,
+    side_by_side,
+    unlike,
+)
 from minivllm.sim.models import MODELS, ModelSpec, get_model
 from minivllm.sim.results import SLO, LittlesLaw, RequestRecord, SimResult
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.simulate import Simulation, simulate
 from minivllm.sim.sweep import pareto_front, read_results, sweep
+from minivllm.sim.trace import Trace
 from minivllm.sim.workload import (
     MIXES,
     Arrival,
@@ -37,7 +37,6 @@ from minivllm.sim.workload import (
     Mix,
     OpenLoop,
     RequestClass,
-    Trace,
     Workload,
     get_mix,
 )
@@ -78,11 +77,13 @@ __all__ = [
     "llm_arguments",
     "pareto_front",
     "read_bench",
+    "read_benches",
     "read_results",
     "roofline",
     "side_by_side",
     "simulate",
     "sweep",
+    "unlike",
     "vllm_bench",
     "vllm_serve",
     "without_flag",

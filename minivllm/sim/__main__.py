@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -18,22 +19,17 @@ from typing import Any
 from minivllm.core.config import POLICIES, PREEMPTION_MODES
 from minivllm.core.victim import VICTIM_POLICIES
 from minivllm.sim.cost import FittedCost
-from minivllm.sim.handover import (
-    BenchResult,
-    comparison_table,
-    llm_arguments,
-    read_bench,
-    side_by_side,
-    vllm_bench,
-    vllm_serve,
-)
+from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.hardware import HARDWARE
 from minivllm.sim.lengths import Constant
+from minivllm.sim.measured import BenchResult, comparison_table, read_bench, side_by_side
 from minivllm.sim.models import MODELS
 from minivllm.sim.results import SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.sweep import SweepError, pareto_front, sweep
-from minivllm.sim.workload import MIXES, ClosedLoop, Mix, OpenLoop, Trace, Workload
+from minivllm.sim.trace import Trace
+from minivllm.sim.trace_formats import FORMATS, SHAREGPT, split_name
+from minivllm.sim.workload import MIXES, ClosedLoop, Mix, OpenLoop, Workload
 
 PROG = "python -m minivllm.sim"
 
@@ -50,6 +46,7 @@ examples:
 exit status: 0 done; 1 it ran and failed; 2 what was asked for makes no sense.
 """  # noqa: E501
 
+DEFAULT_MIX = "chat"
 DEFAULT_RATE = 10.0
 DEFAULT_DURATION = 120.0
 DEFAULT_PARETO = "output_throughput,p99_ttft"
@@ -79,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="step times from a file of minivllm.sim.calibrate, not from the roofline")
 
     add = parser.add_argument_group("traffic").add_argument
-    add("--mix", default="chat", metavar="NAME", help=", ".join(MIXES))
+    add("--mix", metavar="NAME", help=f"{', '.join(MIXES)} (default {DEFAULT_MIX})")
     add("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a mix")
     add("--output-len", type=int, metavar="TOKENS", help="every output this long, likewise")
     add("--rate", type=float, help=f"requests a second, Poisson (default {DEFAULT_RATE:g})")
@@ -89,9 +86,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--duration", type=float, metavar="S",
         help=f"seconds of arrivals (default {DEFAULT_DURATION:g}, unless --num-requests is given)")
     add("--num-requests", type=int, metavar="N", help="how many arrive in all")
-    add("--trace", type=Path, metavar="FILE",
+    add("--trace", metavar="[FORM:]FILE",
         help=".csv or .jsonl with arrival, prompt_len, output_len, and if you like kind, "
-             "priority, prefix_group, prefix_len")
+             "priority, prefix_group, prefix_len; or as published, told by the columns or named: "
+             f"{', '.join([*FORMATS, SHAREGPT][1:])} (conversations: --rate says when they arrive)")
     add("--seed", type=int, default=0, help="of the traffic (default 0)")
     add("--until", type=float, metavar="S", help="stop the clock here, whoever is in flight")
     add("--count-refused", action="store_true",
@@ -120,7 +118,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--report", type=Path, metavar="PAGE.html", help="write a page that needs no network")
     add("--measured", type=Path, metavar="FILE",
         help="result of `vllm bench serve --save-result`, to lay beside; its requests are "
-             "replayed, if it has them")
+             "replayed, as nearly as it tells them (--save-detailed)")
+    add("--result", type=int, metavar="N",
+        help="which of several results in that file, from 1 (default: the last)")
     add("--vllm", action="store_true", help="print the configuration for vLLM; simulate nothing")
 
     add = parser.add_argument_group("many runs").add_argument
@@ -185,6 +185,10 @@ def _value(text: str) -> Any:
     return int(text) if text.lstrip("+-").isdigit() else number
 
 
+TRAFFIC_OPTIONS = ("trace", "mix", "rate", "burstiness", "users", "think_time", "duration",
+                   "num_requests", "prompt_len", "output_len")  # fmt: skip
+
+
 def make_workload(options: argparse.Namespace) -> Workload:
     """The traffic that the options describe.
 
@@ -203,6 +207,8 @@ def make_workload(options: argparse.Namespace) -> Workload:
         "output_len",
     )
     clashes = {"trace": loop, "users": open_only, "rate": ("think_time",)}
+    if options.trace is not None and _has_no_times(options.trace):
+        clashes["trace"] = tuple(name for name in loop if name not in open_only)
     for name, others in clashes.items():
         for other in others:
             if given[name] is not None and given[other] is not None:
@@ -210,8 +216,11 @@ def make_workload(options: argparse.Namespace) -> Workload:
     if options.think_time is not None and options.users is None:
         raise ValueError("--think-time means nothing without --users")
     if options.trace is not None:
-        return Trace.load(options.trace)
-    mix: str | Mix = options.mix
+        trace = Trace.load(options.trace)
+        if options.rate is not None:
+            trace = trace.at_rate(options.rate, options.burstiness or 1.0, options.seed)
+        return trace
+    mix: str | Mix = options.mix or DEFAULT_MIX
     if options.prompt_len is not None or options.output_len is not None:
         if options.prompt_len is None or options.output_len is None:
             raise ValueError("--prompt-len and --output-len must be given together")
@@ -229,6 +238,12 @@ def make_workload(options: argparse.Namespace) -> Workload:
     rate = DEFAULT_RATE if options.rate is None else options.rate
     burstiness = 1.0 if options.burstiness is None else options.burstiness
     return OpenLoop(mix, rate, duration, options.num_requests, burstiness)
+
+
+def _has_no_times(trace: str) -> bool:
+    """Whether it is a file of conversations, by its name."""
+    name, path = split_name(trace)
+    return name == SHAREGPT or (name is None and ".json" in path.suffixes)
 
 
 def _option(name: str) -> str:
@@ -257,12 +272,15 @@ def make_scenario(options: argparse.Namespace, workload: Workload) -> Scenario:
 def run_once(options: argparse.Namespace) -> None:
     """Simulate one scenario, and print it."""
     slo = parse_slo(options.slo)
-    measured = None if options.measured is None else read_bench(options.measured)
-    if measured is not None and measured.start_times:
-        workload: Workload = measured.to_trace(options.measured.name)
-    else:
-        workload = make_workload(options)
+    measured = None
+    if options.measured is not None:
+        measured = read_bench(options.measured, options.result)
+    elif options.result is not None:
+        raise ValueError("--result means nothing without --measured")
+    workload, notes = choose_traffic(options, measured)
     scenario = make_scenario(options, workload)
+    for note in notes:
+        _say(note)
     if options.vllm:
         parts = [vllm_serve(scenario), llm_arguments(scenario)]
         if not isinstance(workload, Trace):
@@ -271,36 +289,92 @@ def run_once(options: argparse.Namespace) -> None:
         return
     _check_report(options.report)
     result = scenario.run(on_refused="count" if options.count_refused else "raise")
-    comparison = None if measured is None else side_by_side(result, measured)
+    comparison = None
+    if measured is not None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            comparison = side_by_side(result, measured)
+        for warning in caught:
+            notes.append(str(warning.message))
+            _say(notes[-1])
     if options.report is not None:
         report = _report_module()
-        report.save_report(report.run_report(scenario, result, slo, comparison), options.report)
+        report.save_report(
+            report.run_report(scenario, result, slo, comparison, notes), options.report
+        )
     if options.json:
         data = {**result.to_dict(records=False), "scenario": scenario.to_dict()}
         data["summary"] = result.summary(slo)
         if comparison is not None:
             data["comparison"] = comparison
+        if notes:
+            data["notes"] = notes
         print(json.dumps(without_nan(data), indent=2))
     else:
-        print(text(scenario, result, slo, measured))
+        print(text(scenario, result, slo, comparison))
+
+
+def choose_traffic(
+    options: argparse.Namespace, measured: BenchResult | None
+) -> tuple[Workload, list[str]]:
+    """The measured run's requests, if the file tells them apart; else what the options describe;
+    if they describe nothing, as many requests of the measured mean lengths. And what to say about
+    it.
+
+    Raises:
+        ValueError: as for `make_workload`.
+    """
+    given = [_option(name) for name in TRAFFIC_OPTIONS if getattr(options, name) is not None]
+    workload: Workload
+    notes: list[str] = []
+    if measured is not None:
+        notes += measured.notes
+        named = f"{measured.name}: {', '.join(given)}"
+        if measured.has_requests or not given:
+            try:
+                workload = measured.traffic(options.seed)
+            except ValueError as error:
+                workload = make_workload(options)
+                notes.append(f"{error} Simulated is {_describe(workload)} instead")
+            else:
+                if given:
+                    notes.append(f"{named}: not used, its own requests are replayed")
+        else:
+            workload = make_workload(options)
+            notes.append(f"{named}: what is simulated, since the file does not tell requests apart")
+    else:
+        workload = make_workload(options)
+    if isinstance(workload, Trace):
+        notes += workload.notes
+    return workload, notes
+
+
+def _describe(workload: Workload) -> str:
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in workload.to_dict().items()
+        if value is not None and name != "kind"
+    )
+
+
+def _say(note: str) -> None:
+    print(f"{PROG}: note: {note}", file=sys.stderr)
 
 
 def text(
-    scenario: Scenario, result: SimResult, slo: SLO | None, measured: BenchResult | None
+    scenario: Scenario,
+    result: SimResult,
+    slo: SLO | None,
+    comparison: Sequence[dict[str, Any]] | None,
 ) -> str:
     """A run for people: what was simulated, the table, Little's Law, the measured run beside it."""
     config = scenario.config()
     cost = scenario.cost or scenario.roofline()
-    about = ", ".join(
-        f"{name} {value}"
-        for name, value in scenario.workload.to_dict().items()
-        if value is not None and name != "kind"
-    )
     lines = [
         f"{cost.name}; budget {config.max_num_batched_tokens}, threshold "
         f"{config.long_prefill_token_threshold}, up to {config.max_num_seqs} requests, "
         f"{config.num_gpu_blocks:,} blocks of {config.block_size}",
-        f"traffic: {about}, seed {scenario.seed}",
+        f"traffic: {_describe(scenario.workload)}, seed {scenario.seed}",
         result.table(slo),
     ]
     try:
@@ -313,8 +387,8 @@ def text(
             f"\nLittle's Law: L = {law.L:.2f}, λ·W = {law.lam:.2f}/s · {law.W:.2f} s = "
             f"{law.lam * law.W:.2f} (± {max(law.half_width, 0.01 * law.L):.2f}): {verdict}"
         )
-    if measured is not None:
-        lines += ["", comparison_table(side_by_side(result, measured))]
+    if comparison is not None:
+        lines += ["", comparison_table(comparison)]
     return "\n".join(lines)
 
 
@@ -326,7 +400,9 @@ def run_sweep(options: argparse.Namespace) -> None:
     slo = parse_slo(options.slo)
     x, y = _pareto_columns(options.pareto or DEFAULT_PARETO)
     _check_report(options.report)
-    workload = make_workload(options)
+    workload, notes = choose_traffic(options, None)
+    for note in notes:
+        _say(note)
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     context = nullcontext() if options.workers is None else ProcessPoolExecutor(options.workers)

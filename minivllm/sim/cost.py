@@ -24,6 +24,7 @@ from minivllm.core.request import Request
 from minivllm.sim.checks import check_number
 from minivllm.sim.hardware import GIB, HardwareSpec, get_hardware
 from minivllm.sim.models import ModelSpec, get_model
+from minivllm.text_file import read_json
 
 
 def scheduled_requests(plan: SchedulerOutput) -> Iterator[Request]:
@@ -360,15 +361,11 @@ class FittedCost:
             ValueError: naming the file and what is wrong with it.
             OSError: if there is no such file.
         """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path.name}: not JSON: {error}") from None
+        data = read_json(path)
         try:
             return cls.from_dict(data)
         except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from None
+            raise ValueError(f"{Path(path).name}: {error}") from None
 
 
 def mean_relative_error(cost: CostModel, steps: Iterable[tuple[StepLoad, float]]) -> float:

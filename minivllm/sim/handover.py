@@ -1,31 +1,22 @@
-"""From a simulated configuration to a real server, and back with its measurements.
+"""From a simulated configuration to a real server. (`measured` comes back with its measurements.)
 
     print(vllm_serve(scenario))                      # vllm serve ... --max-num-batched-tokens 2048
     print(vllm_bench(scenario))                      # vllm bench serve ... --save-result
-    measured = read_bench("measured.json")
-    result = scenario.with_(workload=measured.to_trace()).run()
-    print(comparison_table(side_by_side(result, measured)))
 
 Names are those of vLLM 0.22.1.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from minivllm.core import SchedulerConfig
-from minivllm.sim.checks import check_number
 from minivllm.sim.models import get_model
-from minivllm.sim.results import PERCENTILES, SimResult, percentile
+from minivllm.sim.results import PERCENTILES
 from minivllm.sim.scenario import Scenario
-from minivllm.sim.workload import Arrival, ClosedLoop, Mix, OpenLoop, Trace
+from minivllm.sim.workload import ClosedLoop, Mix, OpenLoop
 
 VLLM_FLAGS: dict[str, tuple[str, str]] = {
     "max_model_len": ("--max-model-len", "vllm/engine/arg_utils.py:802"),
@@ -200,217 +191,3 @@ def vllm_bench(scenario: Scenario) -> str:
     if isinstance(workload, ClosedLoop) and workload.think_time:
         notes.append(f"# vLLM's users do not think; these do, for {workload.think_time:g} s")
     return "\n".join([" \\\n    ".join(["vllm bench serve", *lines]), *notes])
-
-
-# --- measurements come back -----------------------------------------------------------------
-
-
-@dataclass
-class BenchResult:
-    """What `vllm bench serve` measured. Times in seconds."""
-
-    duration: float
-    prompt_lens: list[int] = field(default_factory=list)
-    output_lens: list[int] = field(default_factory=list)
-    start_times: list[float] = field(default_factory=list)
-    """When each request was sent, from the first; empty if the file has none."""
-    ttft: list[float] = field(default_factory=list)
-    itl: list[float] = field(default_factory=list)
-    """Between all tokens of all requests."""
-    tpot: list[float] = field(default_factory=list)
-    e2e: list[float] = field(default_factory=list)
-    num_finished: int = 0
-    num_failed: int = 0
-    statistics: dict[str, float] = field(default_factory=dict)
-    """Means, percentiles and throughputs that the file gives, by `SimResult.summary`'s names."""
-
-    @property
-    def has_requests(self) -> bool:
-        """Whether the file tells the requests apart (`--save-detailed`)."""
-        return bool(self.ttft)
-
-    def to_trace(self, name: str = "measured") -> Trace:
-        """The requests as they were sent: simulate these to compare like with like.
-
-        Raises:
-            ValueError: if the file has no start times (`--save-detailed` writes them).
-        """
-        if not self.start_times:
-            raise ValueError("start_times: the file has none; run the benchmark --save-detailed")
-        return Trace(
-            tuple(
-                Arrival(round(start, 9), prompt, output)
-                for start, prompt, output in zip(
-                    self.start_times, self.prompt_lens, self.output_lens, strict=True
-                )
-            ),
-            name,
-        )
-
-
-STATISTIC = re.compile(r"(mean|median|p\d+(?:\.\d+)?)_(ttft|itl|tpot|e2el)_ms")
-"""Statistics of latencies, as the file names them."""
-
-THROUGHPUTS = ("request_throughput", "output_throughput")
-
-
-def read_bench(source: str | Path | dict[str, Any]) -> BenchResult:
-    """Read the JSON that `vllm bench serve --save-result` writes (vllm/benchmarks/serve.py:987),
-    with or without `--save-detailed`. Failed requests are counted and left out.
-
-    Args:
-        source: a path, or what was read from it.
-
-    Raises:
-        ValueError: naming the file, the field and what is wrong with it.
-    """
-    name = "the result"
-    if not isinstance(source, dict):
-        name = Path(source).name
-        try:
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{name}: not JSON: {error}") from None
-    if not isinstance(source, dict) or "duration" not in source:
-        raise ValueError(f"{name}: duration is missing; is it a result of `vllm bench serve`?")
-    try:
-        return _read_bench(source)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _read_bench(source: dict[str, Any]) -> BenchResult:
-    result = BenchResult(check_number("duration", source["duration"], above=0))
-    for key, value in source.items():
-        if match := STATISTIC.fullmatch(key):
-            statistic, metric = match.groups()
-            statistic = "p50" if statistic == "median" else statistic
-            metric = "e2e" if metric == "e2el" else metric
-            result.statistics[f"{statistic}_{metric}"] = check_number(key, value, least=0) / 1000
-        elif key in THROUGHPUTS:
-            result.statistics[key] = check_number(key, value, least=0)
-    columns = _columns(source)
-    if not columns:
-        if not result.statistics:
-            raise ValueError("it holds neither statistics (mean_ttft_ms, ...) nor requests")
-        result.num_finished = _count("completed", source.get("completed", 0))
-        result.num_failed = _count("failed", source.get("failed", 0))
-        return result
-
-    starts = columns.get("start_times")
-    first = min(starts) if starts else 0.0
-    errors = columns.get("errors")
-    for index, (prompt, output, ttft, gaps) in enumerate(
-        zip(*(columns[name] for name in REQUEST_FIELDS), strict=True)
-    ):
-        if output == 0 or (errors and errors[index]):
-            result.num_failed += 1
-            continue
-        result.num_finished += 1
-        result.prompt_lens.append(prompt)
-        result.output_lens.append(output)
-        result.ttft.append(ttft)
-        result.itl += gaps
-        result.e2e.append(ttft + sum(gaps))
-        if output > 1:
-            result.tpot.append(sum(gaps) / (output - 1))
-        if starts:
-            result.start_times.append(starts[index] - first)
-    if not result.num_finished:
-        raise ValueError(f"all {result.num_failed} requests failed")
-    return result
-
-
-def _count(name: str, value: Any) -> int:
-    number = check_number(name, value, least=0)
-    if number != int(number):
-        raise ValueError(f"{name} must be a whole number, got {value}")
-    return int(number)
-
-
-def _gaps(name: str, value: Any) -> list[float]:
-    if not isinstance(value, list):
-        raise ValueError(f"{name} must be a list of seconds, got {value!r:.40}")
-    return [check_number(f"{name}[{i}]", gap, least=0) for i, gap in enumerate(value)]
-
-
-REQUEST_FIELDS: dict[str, Callable[[str, Any], Any]] = {
-    "input_lens": _count,
-    "output_lens": _count,
-    "ttfts": lambda name, value: check_number(name, value, least=0),
-    "itls": _gaps,
-}
-"""Lists with an entry for each request, and how to read one."""
-
-OPTIONAL_FIELDS: dict[str, Callable[[str, Any], Any]] = {
-    "start_times": check_number,
-    "errors": lambda _, value: value,
-}
-
-
-def _columns(source: dict[str, Any]) -> dict[str, list[Any]]:
-    """The lists with an entry for each request, checked; empty without `--save-detailed`."""
-    readers = {**REQUEST_FIELDS, **OPTIONAL_FIELDS}
-    given = {name: source[name] for name in readers if name in source}
-    if not given:
-        return {}
-    missing = [name for name in REQUEST_FIELDS if name not in given]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing, while {', '.join(given)} are there")
-    for name, values in given.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{name} must be a list with an entry for each request")
-    for name, values in given.items():
-        if len(values) != len(given["ttfts"]):
-            raise ValueError(f"{name} has {len(values)} entries, ttfts {len(given['ttfts'])}")
-    return {
-        name: [readers[name](f"{name}[{i}]", value) for i, value in enumerate(values)]
-        for name, values in given.items()
-    }
-
-
-def side_by_side(
-    simulated: SimResult, measured: BenchResult, *, percentiles: Sequence[float] = PERCENTILES
-) -> list[dict[str, Any]]:
-    """A simulated run beside a measured one: rows of `metric`, `measured`, `simulated` and
-    `ratio` (simulated / measured; NaN if nothing was measured to divide by).
-
-    What the file does not hold is left out. Of the requests, if the file tells them apart,
-    `percentiles` are worked out; else come those that it gives.
-    """
-    theirs: dict[str, float] = {}
-    if measured.has_requests:
-        theirs["request_throughput"] = measured.num_finished / measured.duration
-        theirs["output_throughput"] = sum(measured.output_lens) / measured.duration
-        for metric in ("ttft", "itl", "tpot", "e2e"):
-            values = sorted(getattr(measured, metric))
-            if values:
-                theirs[f"mean_{metric}"] = sum(values) / len(values)
-                for percent in percentiles:
-                    theirs[f"p{percent:g}_{metric}"] = percentile(values, percent)
-    else:
-        theirs = measured.statistics
-    rows = []
-    for name, value in theirs.items():
-        if name in THROUGHPUTS:
-            ours = getattr(simulated, name)
-        else:
-            statistic, metric = name.split("_", 1)
-            ours = (
-                getattr(simulated, metric).mean
-                if statistic == "mean"
-                else simulated.percentile(metric, float(statistic[1:]))
-            )
-        ratio = ours / value if value else math.nan
-        rows.append({"metric": name, "measured": value, "simulated": ours, "ratio": ratio})
-    return rows
-
-
-def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
-    """`side_by_side`'s rows as text."""
-    lines = [f"{'metric':<20}{'measured':>12}{'simulated':>12}{'ratio':>8}"]
-    lines += [
-        f"{r['metric']:<20}{r['measured']:>12.4f}{r['simulated']:>12.4f}{r['ratio']:>8.2f}"
-        for r in rows
-    ]
-    return "\n".join(lines)

@@ -35,7 +35,8 @@ from minivllm.sim.models import ModelSpec, get_model
 from minivllm.sim.results import SimResult, percentile
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.simulate import simulate
-from minivllm.sim.workload import Arrival, Mix, OpenLoop, Trace
+from minivllm.sim.trace import Trace
+from minivllm.sim.workload import Arrival, Mix, OpenLoop
 
 VLLM = "Kwon et al. 2023 (vLLM)"
 SARATHI = "Agrawal et al. 2024 (Sarathi-Serve)"

@@ -16,11 +16,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from minivllm.sim.figures import kv_over_time, pareto, percentiles
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows
 from minivllm.sim.scenario import Scenario
-from minivllm.sim.workload import Trace
-from minivllm.viz.simulator import kv_over_time, pareto, percentiles
+from minivllm.sim.trace import Trace
 from minivllm.viz.theme import COLORS, DARK, LIGHT, Palette, light_to_dark, template
 
 
@@ -90,6 +90,7 @@ def run_report(
     result: SimResult,
     slo: SLO | None = None,
     comparison: Sequence[dict[str, Any]] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """A run as a page.
 
@@ -98,6 +99,7 @@ def run_report(
         result: what came out.
         slo: marked in the latencies; adds goodput.
         comparison: rows of `side_by_side`, if there is a measured run.
+        notes: what a reader should know about the traffic.
     """
     row = result.summary(slo)
     latencies = [
@@ -106,7 +108,8 @@ def run_report(
         for metric, title in METRICS.items()
     ]  # fmt: skip
     rest = [[name, value] for name, value in row.items() if not name.endswith(tuple(METRICS))]
-    parts = ["<h2>Latencies in seconds</h2>"]
+    parts = [f"<p>{html.escape(note)}</p>" for note in notes]
+    parts.append("<h2>Latencies in seconds</h2>")
     parts.append(_table(["", "mean", *(f"p{p}" for p in PERCENTILES), "max"], latencies))
     figures = [_plain(figure) for figure in run_figures(result, slo)]
     parts += [_slot(index, figure) for index, figure in enumerate(figures)]
@@ -137,7 +140,7 @@ def sweep_report(
     rows: Sequence[dict[str, Any]], x: str, y: str, label: Sequence[str] = (), **better: bool
 ) -> str:
     """A sweep as a page: the Pareto plot of two columns, and every row. Arguments: see
-    `minivllm.viz.simulator.pareto`."""
+    `minivllm.sim.figures.pareto`."""
     columns = [column for column in merge_rows(rows) if column != "key"]
     figure = _plain(pareto(rows, x, y, label=label, **better))
     parts = [_slot(0, figure), "<h2>All points</h2>", _rows_table(rows, columns)]

@@ -94,7 +94,8 @@ class Simulation:
         """Whether the last step gave a token to every running request."""
         self._last_end = 0.0
         self._refused_in_a_row = 0
-        self._groups: dict[str, int] = {}
+        self._shared: dict[str | int, int] = {}
+        """Prefix groups, and hash ids: the number of each."""
 
     # --- arrivals -------------------------------------------------------------------------
 
@@ -132,12 +133,15 @@ class Simulation:
 
     def _make_request(self, index: int, arrival: Arrival) -> Request:
         """Its tokens are made up: equal inside a shared prefix, nobody else's outside it."""
-        token = 2 * index
-        prefix_len = min(arrival.prefix_len, arrival.prompt_len)
-        prompt = [token] * (arrival.prompt_len - prefix_len)
-        if prefix_len:
-            group = self._groups.setdefault(arrival.prefix_group, len(self._groups))
-            prompt = [2 * group + 1] * prefix_len + prompt
+        parts: list[tuple[str | int, int]] = [(arrival.prefix_group, arrival.prefix_len)]
+        if arrival.hash_ids:
+            parts = [(hash_id, arrival.hash_size) for hash_id in arrival.hash_ids]
+        prompt: list[int] = []
+        for part, length in parts:
+            if length and len(prompt) < arrival.prompt_len:
+                number = self._shared.setdefault(part, len(self._shared))
+                prompt += [2 * number + 1] * min(length, arrival.prompt_len - len(prompt))
+        prompt += [2 * index] * (arrival.prompt_len - len(prompt))
         return Request(
             str(index),
             prompt,
@@ -239,7 +243,7 @@ class Simulation:
         """A token for each request whose last known token this step computes."""
         tokens = {}
         for request in scheduled_requests(plan):
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 tokens[request.request_id] = self._tokens[request.request_id]
         self._steady = len(tokens) == len(self.scheduler.running)
         return tokens

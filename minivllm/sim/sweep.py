@@ -37,6 +37,7 @@ from minivllm.sim.models import get_model
 from minivllm.sim.results import SLO, merge_rows
 from minivllm.sim.scenario import Scenario
 from minivllm.sim.workload import Mix, Workload
+from minivllm.text_file import read_text
 
 
 class SweepError(RuntimeError):
@@ -262,7 +263,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if path.suffix == ".parquet":
         return _pyarrow()[1].read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     whole = text[: text.rfind("\n") + 1]
     return [
         {column: _value(cell) for column, cell in row.items()}

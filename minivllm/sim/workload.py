@@ -1,4 +1,4 @@
-"""Who asks for what, and when: arrivals, lengths, mixes, traces.
+"""Who asks for what, and when: arrivals, lengths, mixes. (Recorded requests are in `trace`.)
 
 A workload is a description; `start(seed)` makes a `Source` of it, from which the simulator takes
 one arrival after another. An hour of traffic needs no more memory than a minute's.
@@ -6,15 +6,12 @@ one arrival after another. An hour of traffic needs no more memory than a minute
 
 from __future__ import annotations
 
-import csv
 import heapq
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number, lookup
@@ -43,12 +40,18 @@ class Arrival:
     prefix_group: str = ""
     """Requests of one group begin with the same `prefix_len` tokens."""
     prefix_len: int = 0
+    hash_ids: tuple[int, ...] = ()
+    """What the prompt consists of, if that is known: each id stands for `hash_size` tokens, the
+    same wherever the id is the same; the last may be cut. A prompt that is longer ends in tokens of
+    its own. More than a group can say: prefixes may branch."""
+    hash_size: int = 0
 
     def __post_init__(self) -> None:
         check_number("arrival", self.time, least=0)
         check_int("prompt_len", self.prompt_len, 1)
         check_int("output_len", self.output_len, 1)
         check_int("prefix_len", self.prefix_len, 0)
+        check_int("hash_size", self.hash_size, 1 if self.hash_ids else 0)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             raise ValueError(f"priority must be an integer, got {self.priority!r}")
 
@@ -218,7 +221,7 @@ class Workload(Protocol):
         """The description as JSON-serialisable data."""
 
 
-class _OpenSource:
+class OpenSource:
     """Arrivals that do not care whether earlier requests are done."""
 
     def __init__(self, arrivals: Iterator[Arrival]) -> None:
@@ -235,6 +238,42 @@ class _OpenSource:
 
     def finished(self, time: float) -> None:
         pass
+
+
+class CappedSource(OpenSource):
+    """Arrivals of a client that has at most `limit` requests under way: who is due then waits for
+    one to finish, and counts as arrived when it is sent."""
+
+    def __init__(self, arrivals: Iterator[Arrival], limit: int) -> None:
+        super().__init__(arrivals)
+        self._free = [0.0] * limit
+        """When each of the client's places became free."""
+
+    def next_time(self) -> float:
+        return max(super().next_time(), self._free[0]) if self._free else math.inf
+
+    def pop(self) -> Arrival:
+        time = self.next_time()
+        heapq.heappop(self._free)
+        return replace(super().pop(), time=time)
+
+    def finished(self, time: float) -> None:
+        heapq.heappush(self._free, time)
+
+
+def gap(rng: Random, rate: float, burstiness: float = 1.0) -> float:
+    """Seconds between two arrivals of an `OpenLoop`.
+
+    Raises:
+        ValueError: if the rate or the burstiness is no positive number.
+    """
+    check_number("rate", rate, above=0)
+    if burstiness == math.inf:
+        return 1 / rate
+    check_number("burstiness", burstiness, above=0)
+    if burstiness == 1:
+        return exponential(rng) / rate
+    return gamma(rng, burstiness) / (burstiness * rate)
 
 
 def _check_end(duration: float | None, num_requests: int | None) -> None:
@@ -271,27 +310,17 @@ class OpenLoop:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mix", get_mix(self.mix))
-        check_number("rate", self.rate, above=0)
+        gap(Random(0), self.rate, self.burstiness)  # it checks them
         _check_end(self.duration, self.num_requests)
-        if self.burstiness != math.inf:
-            check_number("burstiness", self.burstiness, above=0)
 
     def start(self, seed: int) -> Source:
-        return _OpenSource(self._arrivals(Random(seed)))
-
-    def _gap(self, rng: Random) -> float:
-        """Seconds between two arrivals."""
-        if self.burstiness == math.inf:
-            return 1 / self.rate
-        if self.burstiness == 1:
-            return exponential(rng) / self.rate
-        return gamma(rng, self.burstiness) / (self.burstiness * self.rate)
+        return OpenSource(self._arrivals(Random(seed)))
 
     def _arrivals(self, rng: Random) -> Iterator[Arrival]:
         assert isinstance(self.mix, Mix)
         time, count = 0.0, 0
         while self.num_requests is None or count < self.num_requests:
-            time = round(time + self._gap(rng), 9)
+            time = round(time + gap(rng, self.rate, self.burstiness), 9)
             if self.duration is not None and time > self.duration:
                 return
             yield self.mix.draw(time, rng)
@@ -381,166 +410,3 @@ class _ClosedSource:
 
     def finished(self, time: float) -> None:
         heapq.heappush(self.times, self._think(time))
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Requests that were recorded, or made by hand, in the order of their arrival.
-
-    Raises:
-        ValueError: if there is none.
-    """
-
-    arrivals: tuple[Arrival, ...] = field(repr=False)
-    name: str = "trace"
-
-    def __post_init__(self) -> None:
-        if not self.arrivals:
-            raise ValueError(f"arrivals: the trace {self.name!r} is empty")
-        ordered = tuple(sorted(self.arrivals, key=lambda arrival: arrival.time))
-        object.__setattr__(self, "arrivals", ordered)
-
-    def start(self, seed: int) -> Source:
-        return _OpenSource(iter(self.arrivals))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "trace", "name": self.name, "num_requests": len(self.arrivals)}
-
-    def scaled(self, factor: float) -> Trace:
-        """The same requests, arriving `factor` times as fast."""
-        check_number("factor", factor, above=0)
-        moved = (replace(a, time=round(a.time / factor, 9)) for a in self.arrivals)
-        return Trace(tuple(moved), f"{self.name} x{factor:g}")
-
-    @classmethod
-    def record(cls, workload: Workload, seed: int, name: str = "trace") -> Trace:
-        """The arrivals of an open loop, written down: to play the very same ones elsewhere."""
-        source = workload.start(seed)
-        arrivals = []
-        while source.next_time() < math.inf:
-            arrivals.append(source.pop())
-        return cls(tuple(arrivals), name)
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[dict[str, Any]], name: str = "trace") -> Trace:
-        """A trace from dictionaries with the columns of `TRACE_COLUMNS`; the first three must be
-        there, others are passed over.
-
-        Raises:
-            ValueError: naming the row, the column and what is wrong.
-        """
-        numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-        try:
-            arrivals = tuple(_arrivals_of(numbered))
-        except ValueError as error:
-            raise ValueError(f"{name}, {error}") from None
-        return cls(arrivals, name)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read a trace: `.csv` with a header line, or `.jsonl` with one object a line.
-
-        Raises:
-            ValueError: naming the file, the line, the column and what is wrong.
-            OSError: if there is no such file.
-        """
-        path = Path(path)
-        read = {".csv": _csv_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}.get(path.suffix)
-        if read is None:
-            raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                arrivals = tuple(_arrivals_of(read(file)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name}: not UTF-8 text: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{path.name}, {error}") from None
-        return cls(arrivals, path.name)
-
-    def save(self, path: str | Path) -> None:
-        """Write a trace that `load` reads, as `.csv` or `.jsonl`."""
-        path = Path(path)
-        rows = [
-            {column: getattr(a, attribute) for column, (attribute, *_) in TRACE_COLUMNS.items()}
-            for a in self.arrivals
-        ]
-        with path.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                writer = csv.DictWriter(file, TRACE_COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-            elif path.suffix in (".jsonl", ".ndjson"):
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            else:
-                raise ValueError(f"trace {path.name}: must end in .csv or .jsonl")
-
-
-def _integer(value: Any) -> int:
-    """An integer from a cell: `"12"` and `12.0` will do, `12.5` and True will not."""
-    number = float(value)
-    if isinstance(value, bool) or number != int(number):
-        raise ValueError(value)
-    return int(number)
-
-
-TRACE_COLUMNS: dict[str, tuple[str, Callable[[Any], Any], bool]] = {
-    "arrival": ("time", float, True),
-    "prompt_len": ("prompt_len", _integer, True),
-    "output_len": ("output_len", _integer, True),
-    "kind": ("kind", str, False),
-    "priority": ("priority", _integer, False),
-    "prefix_group": ("prefix_group", str, False),
-    "prefix_len": ("prefix_len", _integer, False),
-}
-"""Column of a trace file -> attribute of `Arrival`, how to read it, whether it must be there."""
-
-
-def _arrivals_of(rows: Iterable[tuple[str, dict[Any, Any]]]) -> Iterator[Arrival]:
-    """Requests from rows, each with the place to name in an error."""
-    for place, row in rows:
-        values: dict[str, Any] = {}
-        for column, (attribute, convert, required) in TRACE_COLUMNS.items():
-            value = row.get(column)
-            if value is None or value == "":
-                if required:
-                    raise ValueError(f"{place}: {column} is missing")
-                continue
-            try:
-                values[attribute] = convert(value)
-            except (TypeError, ValueError, OverflowError):
-                kind = "a number" if convert is float else "an integer"
-                raise ValueError(f"{place}: {column} must be {kind}, got {value!r}") from None
-        try:
-            yield Arrival(**values)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-
-
-def _csv_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Rows of a CSV file, each with its (last) line."""
-    reader = csv.DictReader(file)
-    try:
-        for row in reader:
-            place = f"line {reader.line_num}"
-            if extra := row.get(None):
-                num_columns = len(row) - 1
-                raise ValueError(
-                    f"{place}: {num_columns + len(extra)} cells under {num_columns} columns"
-                )
-            yield place, row
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: not CSV: {error}") from None
-
-
-def _json_lines(file: TextIO) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Objects of a JSONL file, each with its line; empty lines are passed over."""
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number}: must be an object, got {line.strip():.40}")
-        yield f"line {number}", row

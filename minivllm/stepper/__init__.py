@@ -10,25 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minivllm.stepper.scenario import (
+    from minivllm.runs.scenario import (
         Scenario,
         ScenarioError,
         ScenarioRequest,
         with_arrival_pattern,
     )
-    from minivllm.stepper.scenarios import SCENARIOS
+    from minivllm.runs.scenarios import SCENARIOS
     from minivllm.stepper.session import StepperSession, record
     from minivllm.stepper.widget import SchedulerStepper
 
 _HOME = {
-    "Scenario": "scenario",
-    "ScenarioError": "scenario",
-    "ScenarioRequest": "scenario",
-    "with_arrival_pattern": "scenario",
-    "SCENARIOS": "scenarios",
-    "StepperSession": "session",
-    "record": "session",
-    "SchedulerStepper": "widget",
+    "Scenario": "minivllm.runs.scenario",
+    "ScenarioError": "minivllm.runs.scenario",
+    "ScenarioRequest": "minivllm.runs.scenario",
+    "with_arrival_pattern": "minivllm.runs.scenario",
+    "SCENARIOS": "minivllm.runs.scenarios",
+    "StepperSession": "minivllm.stepper.session",
+    "record": "minivllm.stepper.session",
+    "SchedulerStepper": "minivllm.stepper.widget",
 }
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'minivllm.stepper' has no attribute {name!r}")
-    return getattr(import_module(f"minivllm.stepper.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.scenario import Scenario
 from minivllm.stepper.session import record
 
 

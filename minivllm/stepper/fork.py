@@ -23,7 +23,7 @@ from typing import Any
 from minivllm.core import KVCacheBlock, Scheduler, SchedulerConfig
 from minivllm.core.request_queue import create_request_queue
 from minivllm.core.victim import VICTIM_POLICIES, victim_policy_name
-from minivllm.stepper.scenario import Checker
+from minivllm.runs.scenario import Checker
 
 
 def change_config(scheduler: Scheduler, **knobs: Any) -> SchedulerConfig:

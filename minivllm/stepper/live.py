@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from minivllm.core import History, RequestStatus, SamplingParams, Scheduler
-from minivllm.stepper.explain import explain, names
-from minivllm.stepper.scenario import (
+from minivllm.core import RequestStatus, SamplingParams, Scheduler
+from minivllm.runs import History
+from minivllm.runs.explain import explain, names
+from minivllm.runs.scenario import (
     LIMITS,
     Checker,
     ScenarioError,
@@ -51,7 +52,7 @@ class LiveSession:
     """Answers a view's messages as `StepperSession` does, those of `LIVE_MESSAGES`.
 
     Args:
-        scheduler: built with `record=True`.
+        scheduler: built with an observer that keeps a history (`minivllm.runs.observe`).
         engine: drives `scheduler` with a model; None: tokens come from the simulated model.
         title: what the view says above it.
 
@@ -196,7 +197,7 @@ class LiveSession:
         sampled = {}
         for id_ in output.num_scheduled_tokens:
             request = self.scheduler.requests[id_]
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 sampled[id_] = sampled_token_id(0, request)
         self.scheduler.update_from_output(output, sampled)
 

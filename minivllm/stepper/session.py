@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from minivllm.core import History, RequestStatus, Scheduler, Snapshot
+from minivllm.core import RequestStatus, Scheduler
 from minivllm.core.output import SchedulerOutput
-from minivllm.stepper.explain import explain, names
-from minivllm.stepper.fork import change_config
-from minivllm.stepper.scenario import (
+from minivllm.runs import History, Snapshot, observe
+from minivllm.runs.explain import explain, names
+from minivllm.runs.scenario import (
     LIMITS,
     Checker,
     Scenario,
@@ -29,6 +29,7 @@ from minivllm.stepper.scenario import (
     shown,
     with_arrival_pattern,
 )
+from minivllm.stepper.fork import change_config
 
 MAX_STEPS_A_MESSAGE = 1_000
 MAX_STEPS = 5_000
@@ -61,7 +62,7 @@ class Branch:
         self.interventions = list(interventions)
         self.fork_point: dict[str, Any] | None = None
         """Of a fork: `{"step": ..., "knobs": {...}}`, where it left main and what changed."""
-        self.scheduler = Scheduler(scenario.scheduler_config(), record=True)
+        self.scheduler = observe(Scheduler(scenario.scheduler_config()))
         self.sentences: list[list[str]] = []
         self.stuck = False
         # Stable: requests of the same step arrive in the order in which they are listed.
@@ -175,7 +176,7 @@ class Branch:
         sampled = {}
         for request_id in output.num_scheduled_tokens:
             request = self.scheduler.requests[request_id]
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 sampled[request_id] = sampled_token_id(self.scenario.seed, request)
         return sampled
 

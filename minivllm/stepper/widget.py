@@ -11,29 +11,21 @@ On a static page, where no kernel answers, the same cell shows the recorded run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from minivllm.core import History, Request, Scheduler, SchedulerConfig, Snapshot
+from minivllm.core import Request, Scheduler, SchedulerConfig
+from minivllm.runs import History, Snapshot
+from minivllm.runs.scenario import Scenario, ScenarioError, ScenarioRequest
+from minivllm.runs.scenarios import SCENARIOS
 from minivllm.stepper.embed import stepper_html
 from minivllm.stepper.live import LiveSession
-from minivllm.stepper.scenario import Scenario, ScenarioError, ScenarioRequest
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.stepper.modules import STATIC, joined
 from minivllm.stepper.session import MAX_STEPS, MAX_STEPS_A_MESSAGE, Branch, StepperSession
-
-STATIC = Path(__file__).parent / "static"
-
-
-def module_text() -> str:
-    """view.js and widget.js as one ES module: anywidget takes a single text."""
-    view, glue = ((STATIC / name).read_text(encoding="utf-8") for name in ("view.js", "widget.js"))
-    return view + re.sub(r'^import .* from "\./view\.js";\n', "", glue, flags=re.MULTILINE)
 
 
 class SchedulerStepper(anywidget.AnyWidget):
@@ -41,8 +33,8 @@ class SchedulerStepper(anywidget.AnyWidget):
 
     Args:
         source: the name of a scenario in `SCENARIOS`, a `Scenario` or its dict; or something that
-            runs already: a `Scheduler` built with `record=True`, an `LLMEngine` or an `LLM` built
-            with `record=True`. None: give `config` and `requests`.
+            runs already: a `Scheduler` that keeps a history (`minivllm.runs.observe`), an
+            `LLMEngine` or an `LLM` built with `record=True`. None: give `config` and `requests`.
         config: the knobs of a scenario of your own.
         requests: its arrivals: `Request`, `ScenarioRequest` or dicts.
         seed: of the simulated model's tokens.
@@ -54,14 +46,14 @@ class SchedulerStepper(anywidget.AnyWidget):
     Traits, for `observe`, `link` and figures that follow:
         step: the step on show, from 0; -1 before the first. Setting it runs up to there.
         selection: id of the request that is pinned, or None.
-        snapshot: the step on show, as `minivllm.core.snapshot.Snapshot`; {} before the first.
+        snapshot: the step on show, as `minivllm.runs.snapshot.Snapshot`; {} before the first.
 
     Raises:
         ScenarioError: (a ValueError) if the scenario is not good; lists every problem.
         ValueError: if a scheduler keeps no history, or it is unclear what to step.
     """
 
-    _esm = module_text()
+    _esm = joined("widget.js")
     _css = (STATIC / "view.css").read_text(encoding="utf-8")
 
     step = traitlets.Int(-1, help="The step on show, from 0; -1 before the first.").tag(sync=True)

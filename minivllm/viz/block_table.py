@@ -8,9 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minivllm.core.snapshot import Snapshot
+from minivllm.runs.snapshot import Snapshot
+from minivllm.runs.steps import arrival_order, check_requests, plural, snapshot_of, steps_of, tick
 from minivllm.viz.palette import REQUEST_COLORS, request_color
-from minivllm.viz.runs import arrival_order, check_requests, plural, snapshot_of, steps_of, tick
 from minivllm.viz.theme import COLORS
 
 MAX_LABELS = 400
@@ -27,7 +27,7 @@ def block_table_map(
     """Logical to physical: each request's block table above, the pool below, in the same colours.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`) or one snapshot.
+        source: a run (see `minivllm.runs.steps.steps_of`) or one snapshot.
         step: which step; None: the last, or of a `SchedulerStepper` the one on show.
         requests: ids whose tables are drawn; None: all that hold blocks.
         per_row: blocks in a row of the pool.

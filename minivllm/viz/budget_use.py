@@ -6,8 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from minivllm.runs.steps import arrival_order, plural, steps_of, tick
 from minivllm.viz.palette import request_color, request_pattern
-from minivllm.viz.runs import arrival_order, plural, steps_of, tick
 from minivllm.viz.theme import COLORS
 
 CAP_WORDS = {
@@ -22,7 +22,7 @@ def budget_use(source: Any, first_step: int = 0) -> go.Figure:
     """Each step's tokens, stacked by request in the order of scheduling, up to the budget.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         first_step: leave out what came before.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from minivllm.viz.runs import plural, steps_of, tick
+from minivllm.runs.steps import plural, steps_of, tick
 from minivllm.viz.theme import COLORS, filled
 
 STATES = (
@@ -22,7 +22,7 @@ def kv_usage(source: Any) -> go.Figure:
     """The block pool over the steps, stacked by what the blocks are good for.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
 
     Returns:
         A figure with the step on the x axis and blocks on the y axis; marks show preemptions, a

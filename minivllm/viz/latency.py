@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from minivllm.core.stats import RequestMetrics
-from minivllm.viz.runs import arrival_order, check_requests, plural, steps_of
+from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of
 from minivllm.viz.theme import COLORS, filled, request_axis
 
 
@@ -33,7 +33,7 @@ def latency(
     """A row for each request: its time in the queue, to the first token (TTFT), then every token.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`), measured in steps; or, for times by the
+        source: a run (see `minivllm.runs.steps.steps_of`), measured in steps; or, for times by the
             clock too, what has metrics: the `RequestOutput`s of `LLM.generate`, the `Request`s of a
             scheduler with a clock, or a mapping from ids to `RequestMetrics`.
         requests: ids to show; None: all that got a token, in order of arrival.

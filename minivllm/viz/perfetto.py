@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from minivllm.core.snapshot import Snapshot
-from minivllm.viz.runs import arrival_order, steps_of
+from minivllm.runs.snapshot import Snapshot
+from minivllm.runs.steps import arrival_order, steps_of
 
 US_PER_STEP = 1000
 """Without a clock, a step is drawn a millisecond long."""
@@ -33,7 +33,7 @@ def to_perfetto(source: Any, *, clock: bool | None = None) -> dict[str, Any]:
     """A run as a trace, JSON-serialisable.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         clock: place steps by the scheduler's clock (seconds); False: each step one millisecond
             long; None: by the clock if there was one.
 

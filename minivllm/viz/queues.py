@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from minivllm.viz.runs import plural, steps_of, tick
+from minivllm.runs.steps import plural, steps_of, tick
 from minivllm.viz.theme import COLORS
 
 
@@ -14,7 +14,7 @@ def queues(source: Any, max_num_seqs: int | None = None) -> go.Figure:
     """The lengths of WAITING and RUNNING, and the batch.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         max_num_seqs: drawn as a limit; None: taken from the run if it says so.
 
     Returns:

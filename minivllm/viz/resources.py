@@ -7,8 +7,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minivllm.core.snapshot import Snapshot
-from minivllm.viz.runs import plural, steps_of, tick
+from minivllm.runs.snapshot import Snapshot
+from minivllm.runs.steps import plural, steps_of, tick
 from minivllm.viz.theme import COLORS, filled
 
 ROWS = (
@@ -23,7 +23,7 @@ def resource_use(source: Any, max_num_seqs: int | None = None) -> go.Figure:
     """What each step took of the tokens, the seats and the blocks.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         max_num_seqs: the seats that there are; None: taken from the run.
 
     Returns:

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minivllm.viz.runs import plural, steps_of, tick
+from minivllm.runs.steps import plural, steps_of, tick
 from minivllm.viz.theme import COLORS, filled
 
 
@@ -54,7 +54,7 @@ def stays_of(source: Any) -> list[Stay]:
     """The stays of a run: whoever is admitted takes the lowest free seat.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`). A preempted request leaves its seat.
+        source: a run (see `minivllm.runs.steps.steps_of`). A preempted request leaves its seat.
     """
     stays: list[Stay] = []
     seats: dict[str, tuple[int, int, int]] = {}  # id -> seat, first step, prompt steps so far

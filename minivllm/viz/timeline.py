@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from minivllm.core.snapshot import Snapshot
-from minivllm.viz.runs import arrival_order, check_requests, plural, steps_of, tick
+from minivllm.runs.snapshot import Snapshot
+from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of, tick
 from minivllm.viz.theme import COLORS, request_axis
 
 
@@ -60,7 +60,7 @@ def timeline(source: Any, requests: Sequence[str] | None = None) -> go.Figure:
     """Steps from left to right, one row for each request.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         requests: ids to show, in this order; None: all, in order of arrival.
 
     Returns:

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from minivllm.core.snapshot import Snapshot
+from minivllm.runs.snapshot import Snapshot
+from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of, tick
 from minivllm.viz.palette import request_color, request_dash, request_symbol
-from minivllm.viz.runs import arrival_order, check_requests, plural, steps_of, tick
 from minivllm.viz.theme import COLORS
 
 
@@ -17,7 +17,7 @@ def two_numbers(source: Any, request_id: str | None = None) -> go.Figure:
     """How `num_computed_tokens` catches up with `num_tokens`.
 
     Args:
-        source: a run (see `minivllm.viz.runs.steps_of`).
+        source: a run (see `minivllm.runs.steps.steps_of`).
         request_id: one of its requests; None: all of them, two lines each.
 
     Returns:

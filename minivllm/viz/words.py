@@ -6,8 +6,8 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from minivllm.core.snapshot import Snapshot
-from minivllm.stepper.explain import explain
+from minivllm.runs.explain import explain
+from minivllm.runs.snapshot import Snapshot
 
 
 class Words:

@@ -30,7 +30,7 @@ from minivllm.grading.part import (
     want_int,
     want_list,
 )
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.scenario import Scenario
 
 TITLE = "Two numbers, no phases"
 CHAPTER = "01-two-numbers-racing"

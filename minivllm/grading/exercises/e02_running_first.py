@@ -18,7 +18,7 @@ from minivllm.grading.exercises.workloads import (
     workload,
 )
 from minivllm.grading.part import Failed, Part, want_dict, want_int, want_list, want_str
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.scenario import Scenario
 
 TITLE = "RUNNING first"
 CHAPTER = "04-one-step-of-the-scheduler"

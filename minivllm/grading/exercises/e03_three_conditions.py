@@ -21,7 +21,7 @@ from minivllm.grading.exercises.workloads import (
     workload,
 )
 from minivllm.grading.part import Failed, Part, shown, want_int, want_list, want_str
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.scenario import Scenario
 
 TITLE = "Three conditions"
 CHAPTER = "04-one-step-of-the-scheduler"

@@ -6,7 +6,6 @@ import random
 from typing import Any
 
 from minivllm.core import Scheduler
-from minivllm.core.snapshot import CAPS, ScheduledRow
 from minivllm.grading.exercises.workloads import (
     YOURS,
     Misread,
@@ -31,6 +30,7 @@ from minivllm.grading.part import (
     want_list,
     want_str,
 )
+from minivllm.runs.snapshot import CAPS, ScheduledRow
 
 TITLE = "The clamp"
 CHAPTER = "05-chunked-prefill-and-the-budget"

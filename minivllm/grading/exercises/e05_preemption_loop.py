@@ -34,7 +34,7 @@ from minivllm.grading.part import (
     want_list,
     want_str,
 )
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.scenario import Scenario
 
 TITLE = "The preemption loop"
 CHAPTER = "06-preemption"

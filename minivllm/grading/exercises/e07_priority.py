@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from minivllm.conformance import trace_config
 from minivllm.core import Request, Scheduler, SchedulerConfig
 from minivllm.core.request_queue import FCFSRequestQueue, PriorityRequestQueue, RequestQueue
 from minivllm.core.victim import VictimPolicy, last_admitted
@@ -25,7 +24,8 @@ from minivllm.grading.exercises.workloads import (
     run_to_the_end,
 )
 from minivllm.grading.part import Failed, Part, Student
-from minivllm.stepper.scenario import Scenario
+from minivllm.runs.conformance import trace_config
+from minivllm.runs.scenario import Scenario
 from minivllm.stepper.session import record
 
 TITLE = "PRIORITY: who waits first, who yields first"

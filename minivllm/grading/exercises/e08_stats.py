@@ -20,7 +20,7 @@ from minivllm.grading.part import (
     want_list,
     want_number,
 )
-from minivllm.stepper.scenario import Scenario, ScenarioRequest
+from minivllm.runs.scenario import Scenario, ScenarioRequest
 
 TITLE = "Stats"
 CHAPTER = "09-seeing-the-engine"

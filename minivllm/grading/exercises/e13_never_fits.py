@@ -394,7 +394,11 @@ CASES = {
     "prompt 8000, no max_tokens": (8000, None),
     "prompt 100, max_tokens 50": (100, 50),
 }
-"""Requests to a server with max_model_len=8192 that has started."""
+"""Requests, by LLM.generate, to an engine with max_model_len=8192 that has started.
+
+The OpenAI server would refuse `prompt 8191` as well: it adds max_tokens before it compares
+(vllm/renderers/params.py:421).
+"""
 
 
 @cache
@@ -495,8 +499,8 @@ def _where_hint(said: str, case: str) -> str:
     if said == "start-up":
         return "The server runs already, and this request is the first that it hears of."
     return (
-        "The front door compares the prompt with max_model_len, which must leave room for at least "
-        "one output token. It does not look at max_tokens."
+        "The door of LLM.generate compares the prompt with max_model_len, which must leave room "
+        "for at least one output token. Only the OpenAI server looks at max_tokens as well."
     )
 
 

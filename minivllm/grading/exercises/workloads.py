@@ -24,7 +24,8 @@ from typing import Any
 import minivllm.core.scheduler as core
 from minivllm.core import Request, Scheduler, SchedulerOutput
 from minivllm.grading.part import Failed, shown, want_dict
-from minivllm.stepper.scenario import (
+from minivllm.runs import observe
+from minivllm.runs.scenario import (
     Scenario,
     ScenarioError,
     ScenarioRequest,
@@ -191,7 +192,9 @@ def run(
         record: keep the scheduler's own history too (slower).
         at_step: called between `schedule()` and the update, with the scheduler as it stands.
     """
-    scheduler = scheduler_class(scenario.scheduler_config(), record=record)
+    scheduler = scheduler_class(scenario.scheduler_config())
+    if record:
+        observe(scheduler)
     arrivals = sorted(scenario.requests, key=lambda request: request.arrival_step)
     result = Run(scenario, scheduler, [], {}, "endless")
     num_arrived = 0

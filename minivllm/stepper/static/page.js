@@ -1,12 +1,12 @@
 /* The steppers of a static page: recorded runs first, the scheduler itself on demand.
  *
- * book/_ext/minivllm_stepper.py joins view.js and this file into one classic script (which works
+ * book/_ext/minivllm_stepper.py joins the view and this file into one classic script (which works
  * from disk too, where a module does not) and sets LIVE before it: what "Run live" loads from the
  * site's own folder, {worker, pyodide, packages, modules, size}, or {reason} why there is none;
  * `modules` is how many of the `size` bytes are modules, which load all at once.
  */
 
-import { fromFragment, mount } from "./view.js";
+import { fromFragment, mount } from "./view/index.js";
 
 /* global LIVE */
 

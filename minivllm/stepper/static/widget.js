@@ -1,11 +1,11 @@
-/* The stepper in a notebook: an anywidget module around view.js.
+/* The stepper in a notebook: an anywidget module around the view.
  *
- * minivllm/stepper/widget.py joins view.js and this file into one module. The session is in the
+ * minivllm/stepper/modules.py joins the view and this file into one module. The session is in the
  * kernel; messages and answers travel as the widget's custom messages. Python may step too, and the
  * same widget may be shown twice: an answer that this view did not ask for is taken as news.
  */
 
-import { mount } from "./view.js";
+import { mount } from "./view/index.js";
 
 const ANSWER_TIMEOUT = 120_000; // ms; a step of a real model may take long
 const DEAD = "The kernel does not answer. Run the cell again to go on; what you see stays.";

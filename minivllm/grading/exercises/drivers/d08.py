@@ -14,7 +14,7 @@ from typing import Any
 import minivllm.core as core
 import minivllm.core.scheduler as scheduler_module
 from minivllm.core import Scheduler, SchedulerOutput
-from minivllm.stepper.scenario import Scenario, sampled_token_id
+from minivllm.runs.scenario import Scenario, sampled_token_id
 
 
 class _Gone:

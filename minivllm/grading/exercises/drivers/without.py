@@ -81,8 +81,6 @@ def without_swap() -> None:
         request.num_preemptions += 1
         output.preempted_req_ids.append(request.request_id)
         self.waiting.prepend_request(request)
-        if self.recorder:
-            self.recorder.preempted(request, None)
 
     def swap_in(self: Scheduler, request: Request) -> list[tuple[int, int]]:
         raise NotImplementedError(
@@ -113,10 +111,10 @@ def without_admission_control() -> None:
         self._num_added += 1
         request.metrics.arrival_step = self.step
         request.metrics.arrival_time = self.clock() if self.clock else None
-        if self.recorder:
-            self.recorder.arrived(request)
         self.requests[request.request_id] = request
         self.waiting.add_request(request)
+        if self.observer:
+            self.observer.request_added(request)
         return True
 
     import minivllm.core as core

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.snapshot import ScheduledRow, Snapshot
+from minivllm.runs.snapshot import ScheduledRow, Snapshot
 
 MAX_NAMES = 6
 """So many ids a sentence names; of more it gives the number."""
@@ -131,7 +131,7 @@ def _preemption(event: dict[str, Any], config: SchedulerConfig | None) -> str:
     if event["mode"] == "swap":
         cost = f"{freed}, {tokens} kept on the CPU"
     else:
-        cost = f"{freed}, {tokens} to redo"
+        cost = f"{freed}, {tokens} dropped"
         if config is not None and config.preemption_mode == "swap":
             cost += "; the CPU pool has no room for a swap"
     return (

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from minivllm.core.snapshot import History, Snapshot
+from minivllm.runs.snapshot import History, Snapshot
 
 
 def steps_of(source: Any) -> list[Snapshot]:
     """The snapshots of a run.
 
     Args:
-        source: a `History`; anything with a `history` (a `Scheduler` built with `record=True`, a
+        source: a `History`; anything with a `history` (a `Scheduler` that is observed, a
             `SchedulerStepper`) or a `scheduler` (an `LLMEngine`); an answer of a stepper's session
             or `record(scenario)`; or the snapshots themselves.
 

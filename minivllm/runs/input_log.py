@@ -2,11 +2,12 @@
 
 A scheduler decides by its inputs alone, so its inputs are its history. While it runs, an `InputLog`
 notes each of them and no more. When somebody looks at the history, a second scheduler, the
-shadow, is driven through what was noted since the last look; it records each step as it happens.
+shadow, is driven through what was noted since the last look; a `Recorder` observes it.
 
-What is not an input ends this: another method, queue or policy, other knobs, a step that was
-interrupted. From there on the scheduler itself is recorded, each step as it happens. A change that
-no check sees (a priority set by hand) shows when the shadow decides otherwise: the look raises.
+What may be replaced in mid-run (the knobs, the victim policy, the queue) is noted too: from there
+on the scheduler itself is recorded, each step as it happens. Any other change that is no input (a
+priority set by hand, a method of another kind) shows when the shadow decides otherwise: the look
+raises, and says to use a `Recorder`.
 """
 
 from __future__ import annotations
@@ -15,52 +16,22 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minivllm.core.config import SchedulerConfig
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
-from minivllm.core.snapshot import History, Snapshot
+from minivllm.core.scheduler import Scheduler
+from minivllm.runs.recorder import Recorder
+from minivllm.runs.snapshot import History, Snapshot
 
-if TYPE_CHECKING:
-    from minivllm.core.scheduler import Scheduler
-
-
-MAKINGS = attrgetter(
-    "__class__",
-    "config",
-    "waiting",
-    "select_victim",
-    "add_request",
-    "finish_requests",
-    "schedule",
-    "_schedule_running",
-    "_schedule_waiting",
-    "_unschedule",
-    "_preempt_request",
-    "_swap_in",
-    "_update_after_schedule",
-    "update_from_output",
-    "_free_request",
-    "kv_cache_manager",
-    "kv_cache_manager.__class__",
-    "kv_cache_manager.enable_caching",
-    "kv_cache_manager.num_cpu_blocks",
-    "kv_cache_manager.allocate_slots",
-    "kv_cache_manager.get_computed_blocks",
-    "kv_cache_manager.free",
-    "kv_cache_manager.block_pool",
-    "kv_cache_manager.block_pool.num_gpu_blocks",
-    "kv_cache_manager.block_pool.enable_caching",
-    "kv_cache_manager.block_pool.get_new_blocks",
-    "kv_cache_manager.block_pool.free_blocks",
-)
-"""What a scheduler decides with, besides its inputs and its requests."""
+REPLACEABLE = attrgetter("config", "select_victim", "waiting", "kv_cache_manager")
+"""What a scheduler decides with, and a user may set."""
 
 
 class Added(NamedTuple):
-    """A call of `add_request`."""
+    """A request came in."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -71,14 +42,14 @@ class Added(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A call of `finish_requests`."""
+    """Requests were ended from outside."""
 
     request_ids: list[str]
     status: RequestStatus
 
 
-class Scheduled(NamedTuple):
-    """A call of `schedule`."""
+class Planned(NamedTuple):
+    """A step was planned."""
 
     time: float | None
     """What the clock said."""
@@ -87,95 +58,99 @@ class Scheduled(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """A call of `update_from_output` with the latest plan."""
+    """A plan's tokens came."""
 
+    step: int
     sampled: dict[str, int]
 
 
 class InputLog:
-    """Notes the inputs of one scheduler, and tells its history from them.
+    """Observes one scheduler by its inputs, and tells its history from them.
 
-    Args:
-        scheduler: a new one, of the class `Scheduler`.
+    The shadow is a scheduler of the same class, so a subclass must be built by its configuration
+    alone and decide by its inputs alone; a `Recorder` asks for neither.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    scheduler: Scheduler
+    history: History
+
+    def begin(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.history = LiveHistory(scheduler.config, self)
-        self._inputs: deque[Added | Ended | Scheduled | Updated] = deque()
+        self._inputs: deque[Added | Ended | Planned | Updated] = deque()
         """Those since the last look."""
-        self._makings = MAKINGS(scheduler)
+        self._makings = REPLACEABLE(scheduler)
         self._num_hashes = 0
         """After the latest step: nothing changes it in between but who empties the cache."""
-        self._output: SchedulerOutput | None = None
-        """The latest plan, and below the shadow's."""
-        self._interrupted = False
-        """A step or an update has begun, and has not ended."""
         self._shadow: Scheduler | None = None
-        self._shadow_output: SchedulerOutput | None = None
-        self._recorded: History | None = None
+        self._plans: dict[int, SchedulerOutput] = {}
+        """The shadow's that wait for tokens, by step."""
+        self._recorder = Recorder()
+        self._eager = False
+        """The recorder observes the scheduler itself, not the shadow."""
         self._error: RuntimeError | None = None
 
     # --- told by the scheduler ------------------------------------------------------------
 
-    def arrived(self, request: Request) -> None:
+    def request_added(self, request: Request) -> None:
         params = request.sampling_params
-        as_made = (
-            type(request) is Request
-            and request.max_tokens == params.max_tokens
-            and request.num_tokens == request.num_prompt_tokens
-            and request.num_computed_tokens == 0
-        )
+        as_made = type(request) is Request and request.max_tokens == params.max_tokens
         if self._inputs_decide(as_made):
             added = (request.request_id, request.prompt_token_ids, copy(params), request.priority)
             eos_token_ids = sorted(request.eos_token_ids)
             self._inputs.append(Added(*added, request.arrival_time, eos_token_ids))
+        elif self._eager:
+            self._recorder.request_added(request)
 
-    def finished_from_outside(self, request_ids: Sequence[str], status: RequestStatus) -> None:
+    def requests_finished(self, requests: Sequence[Request], status: RequestStatus) -> None:
         if self._inputs_decide():
-            self._inputs.append(Ended(list(request_ids), status))
+            self._inputs.append(Ended([request.request_id for request in requests], status))
+        elif self._eager:
+            self._recorder.requests_finished(requests, status)
 
-    def begin_schedule(self) -> None:
-        self._interrupted = self._inputs_decide()
+    def step_planned(self, output: SchedulerOutput) -> None:
+        # A plan may empty the cache's hashes; whoever did so before it shows in what it decides.
+        if self._inputs_decide(hashes_too=False):
+            clock = self.scheduler.clock
+            self._inputs.append(
+                Planned(clock() if clock else None, decisions(self.scheduler, output))
+            )
+            self._num_hashes = num_hashes(self.scheduler)
+        elif self._eager:
+            self._recorder.step_planned(output)
 
-    def end_of_schedule(self, output: SchedulerOutput) -> None:
-        clock = self.scheduler.clock
-        decided = decisions(self.scheduler, output)
-        self._inputs.append(Scheduled(clock() if clock else None, decided))
-        self._output = output
-        self._num_hashes = num_hashes(self.scheduler)
-        self._interrupted = False
+    def step_updated(
+        self,
+        output: SchedulerOutput,
+        sampled_token_ids: Mapping[str, int],
+        finished: Sequence[Request],
+    ) -> None:
+        if self._inputs_decide():
+            self._inputs.append(Updated(output.step, dict(sampled_token_ids)))
+        elif self._eager:
+            self._recorder.step_updated(output, sampled_token_ids, finished)
 
-    def begin_update(self, output: SchedulerOutput) -> None:
-        self._interrupted = self._inputs_decide(output is self._output)
-
-    def end_of_update(self, sampled: Mapping[str, int]) -> None:
-        self._inputs.append(Updated(dict(sampled)))
-        self._interrupted = False
-
-    def _inputs_decide(self, this_call_too: bool = True) -> bool:
-        """Whether inputs tell all up to the coming call; if not, the scheduler is recorded itself.
-
-        It tells its log first and its recorder next: whichever is left hears of the call.
-        """
+    def _inputs_decide(self, this_call_too: bool = True, hashes_too: bool = True) -> bool:
+        """Whether inputs still tell all; if not, the scheduler itself is recorded from here on."""
+        if self._eager or self._error is not None:
+            return False
         if (
             this_call_too
-            and not self._interrupted
-            and self._makings == MAKINGS(self.scheduler)
-            and self._num_hashes == num_hashes(self.scheduler)
+            and self._makings == REPLACEABLE(self.scheduler)
+            and not (hashes_too and self._num_hashes != num_hashes(self.scheduler))
         ):
             return True
-        self.scheduler.log = None
-        try:
-            shadow = self._catch_up()
-        except RuntimeError:  # kept, for whoever looks; the run itself goes on
-            return False
-        recorder = shadow.recorder
-        assert recorder is not None
-        recorder.listen_to(self.scheduler)
-        self.scheduler.recorder = recorder
-        self._shadow = self._shadow_output = self._output = None
+        self.record_eagerly()
         return False
+
+    def record_eagerly(self) -> None:
+        """Tell what was noted, and record each step as it happens from here on."""
+        try:
+            self._catch_up()
+        except RuntimeError:  # kept, for whoever looks; the run itself goes on
+            return
+        self._recorder.follow(self.scheduler)
+        self._shadow, self._eager = None, True
 
     # --- asked by the history -------------------------------------------------------------
 
@@ -187,25 +162,22 @@ class InputLog:
         """
         if self._error is not None:
             raise self._error
-        if self._recorded is None or self._inputs:
+        if not self._eager and (self._shadow is None or self._inputs):
             shadow = self._catch_up()
-            if not self._interrupted:
-                self._compare(standing(shadow), standing(self.scheduler))
-        assert self._recorded is not None
-        return self._recorded
+            self._compare(standing(shadow), standing(self.scheduler))
+        return self._recorder.history
 
     def _catch_up(self) -> Scheduler:
         """The shadow, driven through all that was noted."""
         if self._shadow is None:
-            scheduler_class = type(self.scheduler)  # an exercise has a `Scheduler` of its own
-            config = self.history.config
-            self._shadow = scheduler_class(config, record="eager", keep_step_stats=False)
-            self._recorded = self._shadow.history
+            self._shadow = type(self.scheduler)(
+                self.history.config, observer=self._recorder, keep_step_stats=False
+            )
         while self._inputs:
             self._replay(self._shadow, self._inputs.popleft())
         return self._shadow
 
-    def _replay(self, shadow: Scheduler, item: Added | Ended | Scheduled | Updated) -> None:
+    def _replay(self, shadow: Scheduler, item: Added | Ended | Planned | Updated) -> None:
         try:
             match item:
                 case Added(request_id, prompt, params, priority, arrival_time, eos_token_ids):
@@ -221,13 +193,13 @@ class InputLog:
                     )
                 case Ended(request_ids, status):
                     shadow.finish_requests(request_ids, status)
-                case Scheduled(time, decided):
+                case Planned(time, decided):
                     shadow.clock = None if time is None else lambda: time
-                    self._shadow_output = shadow.schedule()
-                    self._compare(decisions(shadow, self._shadow_output), decided)
-                case Updated(sampled):
-                    assert self._shadow_output is not None
-                    shadow.update_from_output(self._shadow_output, sampled)
+                    plan = shadow.schedule()
+                    self._plans[plan.step] = plan
+                    self._compare(decisions(shadow, plan), decided)
+                case Updated(step, sampled):
+                    shadow.update_from_output(self._plans.pop(step), sampled)
         except RuntimeError:
             raise
         except Exception as error:  # whatever it is, the scheduler did not meet with it
@@ -245,11 +217,11 @@ class InputLog:
         step = self._shadow.step if self._shadow else 0
         self._error = RuntimeError(
             f"the history is lost near step {max(step - 1, 0)}: {reason}. Something that is no "
-            f"input has changed the run (a priority set by hand, RUNNING reordered, other code). "
-            f"Build the scheduler with record='eager': each step is recorded as it happens."
+            f"input has changed the run (a priority set by hand, RUNNING reordered, a method "
+            f"replaced, a step cut short). Record each step as it happens: record='eager', or "
+            f"Scheduler(config, observer=Recorder())."
         )
         self._inputs.clear()
-        self.scheduler.log = None
         return self._error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minivllm.stepper.scenario import Scenario, ScenarioRequest
+from minivllm.runs.scenario import Scenario, ScenarioRequest
 
 
 def _requests(*rows: tuple[str, int, int, int], **more: Any) -> tuple[ScenarioRequest, ...]:

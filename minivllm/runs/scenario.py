@@ -56,8 +56,9 @@ KNOBS = tuple(knob.name for knob in fields(SchedulerConfig))
 INT_KNOBS = tuple(name for name in KNOBS if name in LIMITS)
 BOOL_KNOBS = tuple(name for name in KNOBS if name not in LIMITS and name not in CHOICES)
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+SCENARIO_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+MAX_CHARACTERS = {"title": 120, "question": 400}
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
@@ -319,7 +320,7 @@ def check_request(
 
     request_id = ""
     if "request_id" in row:
-        request_id = checker.identifier(row["request_id"], f"{where}.request_id", _REQUEST_ID)
+        request_id = checker.identifier(row["request_id"], f"{where}.request_id", REQUEST_ID)
     elif isinstance(data, Mapping):
         checker.error(f"{where}.request_id", "is missing; give each request an id of its own")
 
@@ -336,7 +337,7 @@ def check_request(
     group, num_prefix_tokens = None, 0
     if tokens is None:
         if row.get("prefix_group") is not None:
-            group = checker.identifier(row["prefix_group"], f"{where}.prefix_group", _REQUEST_ID)
+            group = checker.identifier(row["prefix_group"], f"{where}.prefix_group", REQUEST_ID)
         num_prefix_tokens = row.get("num_prefix_tokens", 0)
         if type(num_prefix_tokens) is not int or not 0 <= num_prefix_tokens <= num_prompt_tokens:
             checker.error(
@@ -495,9 +496,9 @@ class Scenario:
                 "config.num_gpu_blocks", f"is missing; give a number from {low} to {high}"
             )
         requests = check_requests(checker, row.get("requests", []), "requests")
-        name = checker.identifier(row.get("name", "scenario"), "name", _NAME)
-        title = checker.text(row.get("title", ""), "title", 120)
-        question = checker.text(row.get("question", ""), "question", 400)
+        name = checker.identifier(row.get("name", "scenario"), "name", SCENARIO_NAME)
+        title = checker.text(row.get("title", ""), "title", MAX_CHARACTERS["title"])
+        question = checker.text(row.get("question", ""), "question", MAX_CHARACTERS["question"])
         seed = checker.integer(row.get("seed", 0), "seed", "seed")
         step = row.get("step")
         if step is not None:

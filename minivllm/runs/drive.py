@@ -7,8 +7,9 @@ from itertools import count
 from typing import Any
 
 from minivllm.core import Request, Scheduler
-from minivllm.stepper.scenario import Scenario
-from minivllm.stepper.scenarios import SCENARIOS
+from minivllm.runs import observe
+from minivllm.runs.scenario import Scenario
+from minivllm.runs.scenarios import SCENARIOS
 
 FIRST_OUTPUT_TOKEN = 1_000_000
 """Every output token has an id of its own from here on: no two outputs share a block."""
@@ -22,13 +23,15 @@ def drive(
     """Run until everyone has finished, for at most `max_steps` steps.
 
     Args:
-        scheduler: to run, with what it holds already.
+        scheduler: to run, with what it holds already; a new one is observed from now on.
         arrivals: (step, request) pairs: the request is added before that step, counted from 0.
         max_steps: where to stop a run that would not end.
 
     Returns:
         The scheduler, for its `stats`, its `history` and the requests that are left.
     """
+    if scheduler.observer is None and not (scheduler.step or scheduler.requests):
+        observe(scheduler)
     pending = sorted(arrivals, key=lambda arrival: arrival[0])
     tokens = count(FIRST_OUTPUT_TOKEN)
     for _ in range(max_steps):
@@ -38,7 +41,7 @@ def drive(
             break
         plan = scheduler.schedule()
         requests = (scheduler.requests[request_id] for request_id in plan.num_scheduled_tokens)
-        caught_up = [r.request_id for r in requests if r.num_computed_tokens == r.num_tokens]
+        caught_up = [request.request_id for request in requests if request.is_caught_up]
         scheduler.update_from_output(plan, {request_id: next(tokens) for request_id in caught_up})
     return scheduler
 
@@ -53,4 +56,4 @@ def drive_scenario(scenario: str | Scenario, **knobs: Any) -> Scheduler:
     chosen = SCENARIOS[scenario] if isinstance(scenario, str) else scenario
     chosen = chosen.with_knobs(**knobs)
     arrivals = [(r.arrival_step, r.make_request(chosen.seed)) for r in chosen.requests]
-    return drive(Scheduler(chosen.scheduler_config(), record=True), arrivals)
+    return drive(Scheduler(chosen.scheduler_config()), arrivals)

@@ -1,6 +1,6 @@
 """Paged attention as one GPU kernel: keys and values are read where they lie.
 
-`PagedAttention` copies the pages that a query needs side by side and calls SDPA. On a GPU that
+`sdpa` copies the pages that a query needs side by side and calls SDPA. On a GPU that
 copy would cost more than the attention: decoding is bound by memory traffic. This kernel follows
 the block table itself. It is written in Triton, so the same lines run on a GPU and, with
 TRITON_INTERPRET=1 in the environment, one program after the other on a CPU, where they are tested.
@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minivllm.models.attention import AttentionMetadata, num_splits
+from minivllm.models.attention.metadata import AttentionMetadata
+from minivllm.models.attention.splits import num_splits
 from minivllm.models.memory import to_device
 
 PREFILL_TILE = 32
@@ -156,6 +157,8 @@ class TritonPagedAttention:
         ValueError: on a CPU, unless Triton was told to interpret.
     """
 
+    row_tile: int | None = None
+
     def __init__(self, block_size: int, num_kv_heads: int, dtype: torch.dtype, device: str) -> None:
         if not device.startswith("cuda") and not triton.knobs.runtime.interpret:
             raise ValueError(
@@ -175,7 +178,7 @@ class TritonPagedAttention:
     def prepare(self, metadata: AttentionMetadata) -> None:
         """Cut the queries into tiles, once for all layers."""
         self._tables = self._indices(metadata.block_tables)
-        lens, first = metadata.query_lens, metadata.context_lens - metadata.query_lens
+        lens, first = metadata.query_lens, metadata.seq_lens - metadata.query_lens
         rows = np.cumsum(lens) - lens
         self._launches = []
         for size, num_keys, splits, chosen in (
@@ -203,9 +206,7 @@ class TritonPagedAttention:
     def _num_splits(self, num_decodes: int) -> int:
         return num_splits(num_decodes, self.num_kv_heads, self.multiprocessors)
 
-    def __call__(
-        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
-    ) -> Tensor:
+    def __call__(self, query: Tensor, kv_cache: Tensor, scale: float) -> Tensor:
         """As `reference_paged_attention`. Each layer's cache must be contiguous."""
         query = query.contiguous()
         output = torch.empty_like(query)

@@ -13,13 +13,14 @@ import pytest
 go = pytest.importorskip("plotly.graph_objects")
 
 from minivllm.core import SchedulerConfig  # noqa: E402
+from minivllm.sim import figures  # noqa: E402
 from minivllm.sim.calibrate import Calibration, Validation  # noqa: E402
 from minivllm.sim.cost import FittedCost, roofline  # noqa: E402
 from minivllm.sim.results import SLO, SimResult  # noqa: E402
 from minivllm.sim.scenario import Scenario  # noqa: E402
 from minivllm.sim.simulate import simulate  # noqa: E402
 from minivllm.sim.workload import ClosedLoop, OpenLoop  # noqa: E402
-from minivllm.viz import simulator, theme  # noqa: E402
+from minivllm.viz import theme  # noqa: E402
 from minivllm.viz.offline import figure_html  # noqa: E402
 
 BASE = Scenario(workload=ClosedLoop("chat", 1, num_requests=40))
@@ -44,17 +45,17 @@ CALIBRATION = Calibration(
     ],
 )
 FIGURES: dict[str, Callable[[], Any]] = {
-    "load_curve": lambda: simulator.load_curve(ROWS, limit=0.01),
-    "percentiles": lambda: simulator.percentiles(
+    "load_curve": lambda: figures.load_curve(ROWS, limit=0.01),
+    "percentiles": lambda: figures.percentiles(
         {"crowded": CROWDED, "calm": CALM}, "ttft", slo=SLO(ttft=0.5)
     ),
-    "percentiles of itl": lambda: simulator.percentiles(CALM, "itl"),
-    "kv_over_time": lambda: simulator.kv_over_time(CROWDED),
-    "pareto": lambda: simulator.pareto(ROWS, "output_throughput", "p99_itl", label=["users"]),
-    "littles_law": lambda: simulator.littles_law(
+    "percentiles of itl": lambda: figures.percentiles(CALM, "itl"),
+    "kv_over_time": lambda: figures.kv_over_time(CROWDED),
+    "pareto": lambda: figures.pareto(ROWS, "output_throughput", "p99_itl", label=["users"]),
+    "littles_law": lambda: figures.littles_law(
         {"crowded": CROWDED.littles_law(), "calm": CALM.littles_law()}
     ),
-    "predicted_measured": lambda: simulator.predicted_measured(CALIBRATION),
+    "predicted_measured": lambda: figures.predicted_measured(CALIBRATION),
 }
 
 
@@ -90,19 +91,19 @@ def test_every_figure_has_words_axes_and_the_themes_colours(name: str) -> None:
 
 def test_the_knee_is_where_throughput_over_latency_is_largest() -> None:
     rows = [{"users": n, "x": x, "y": y} for n, x, y in ((1, 10, 1), (2, 19, 1.1), (4, 21, 3))]
-    assert simulator.knee(rows, "x", "y") == 1
-    figure = simulator.load_curve(rows, x="x", y="y")
+    assert figures.knee(rows, "x", "y") == 1
+    figure = figures.load_curve(rows, x="x", y="y")
     marked = trace(figure, "knee")
     assert (marked.x, marked.y) == ((19,), (1.1,))
     assert "knee is at 2 users" in figure.layout.meta["alt"]
     for index, row in enumerate(ROWS):
         power = row["output_throughput"] / row["p99_itl"]
-        best = ROWS[simulator.knee(ROWS)]
+        best = ROWS[figures.knee(ROWS)]
         assert power <= best["output_throughput"] / best["p99_itl"], index
 
 
 def test_a_load_curve_shows_each_load_in_order() -> None:
-    figure = simulator.load_curve(ROWS, limit=0.01)
+    figure = figures.load_curve(ROWS, limit=0.01)
     line = figure.data[0]
     assert list(line.x) == [row["output_throughput"] for row in ROWS]
     assert list(line.customdata) == list(USERS)
@@ -112,7 +113,7 @@ def test_a_load_curve_shows_each_load_in_order() -> None:
 
 @pytest.mark.parametrize("metric", ["ttft", "itl", "tpot", "e2e", "queue_time", "max_itl"])
 def test_percentiles_are_those_of_the_run(metric: str) -> None:
-    figure = simulator.percentiles(CALM, metric)
+    figure = figures.percentiles(CALM, metric)
     line = figure.data[0]
     assert list(line.x) == sorted(line.x)
     for x, y in zip(line.x[::7], line.y[::7]):
@@ -124,55 +125,55 @@ def test_percentiles_of_one_kind_and_of_nothing() -> None:
         OpenLoop("chat90-doc10", 20.0, num_requests=60), COST,
         SchedulerConfig(num_gpu_blocks=8192, max_model_len=20_000),
     )  # fmt: skip
-    figure = simulator.percentiles(some, "ttft", kind="doc")
+    figure = figures.percentiles(some, "ttft", kind="doc")
     assert figure.data[0].x[0] == pytest.approx(some.percentile("ttft", 0, "doc"))
     assert "of doc" in figure.layout.title.text
     with pytest.raises(ValueError, match="metric 'speed' is not known"):
-        simulator.percentiles(CALM, "speed")
+        figures.percentiles(CALM, "speed")
     with pytest.raises(ValueError, match="itl is not kept for each kind"):
-        simulator.percentiles(CALM, "itl", kind="chat")
+        figures.percentiles(CALM, "itl", kind="chat")
     with pytest.raises(ValueError, match="run 'none'"):
-        simulator.percentiles({"none": SimResult({}, {}, {}, 0)}, "ttft")
+        figures.percentiles({"none": SimResult({}, {}, {}, 0)}, "ttft")
 
 
 def test_memory_over_time_is_the_timelines() -> None:
-    figure = simulator.kv_over_time(CROWDED)
+    figure = figures.kv_over_time(CROWDED)
     rows = CROWDED.timeline.to_rows()
     assert list(trace(figure, "KV cache in use").y) == [row["max_kv_usage"] for row in rows]
     assert list(trace(figure, "waiting").y) == [row["waiting"] for row in rows]
     marks = trace(figure, "preemptions")
     assert sum(marks.customdata) == CROWDED.stats["num_preemptions"] > 0
-    assert not [t for t in simulator.kv_over_time(CALM).data if t.name == "preemptions"]
+    assert not [t for t in figures.kv_over_time(CALM).data if t.name == "preemptions"]
     with pytest.raises(ValueError, match="no time has passed"):
-        simulator.kv_over_time(SimResult({}, {}, {}, 0))
+        figures.kv_over_time(SimResult({}, {}, {}, 0))
 
 
 def test_the_front_holds_what_no_other_point_beats() -> None:
     rows = [
         {"budget": b, "x": x, "y": y} for b, x, y in ((1, 1, 1), (2, 2, 1), (3, 3, 3), (4, 2.5, 4))
     ]
-    figure = simulator.pareto(rows, "x", "y", label=["budget"])
+    figure = figures.pareto(rows, "x", "y", label=["budget"])
     front = trace(figure, "not beaten")
     assert list(front.x) == [2, 3]
     assert list(front.customdata) == ["budget 2", "budget 3"]
     assert len(trace(figure, "a point").x) == 4
-    more = simulator.pareto(rows, "x", "y", more_y=True)
+    more = figures.pareto(rows, "x", "y", more_y=True)
     assert list(trace(more, "not beaten").x) == [2.5, 3]
 
 
 def test_littles_law_draws_both_sides() -> None:
     law = CALM.littles_law()
-    figure = simulator.littles_law({"calm": law})
+    figure = figures.littles_law({"calm": law})
     point = trace(figure, "calm")
     assert point.x == (law.lam * law.W,)
     assert point.y == (law.L,)
     assert point.error_y.array == (law.half_width,)
     with pytest.raises(ValueError, match="laws"):
-        simulator.littles_law({})
+        figures.littles_law({})
 
 
 def test_the_error_shown_is_that_of_the_rows() -> None:
-    figure = simulator.predicted_measured(CALIBRATION)
+    figure = figures.predicted_measured(CALIBRATION)
     above, below = (t for t in figure.data if t.name == "TTFT, held out")
     assert list(above.x) == list(below.x) == [1.0, 2.0]
     assert list(above.y) == [1.10, 1.5]
@@ -181,11 +182,11 @@ def test_the_error_shown_is_that_of_the_rows() -> None:
     assert "-25% of TTFT (busy)" in figure.layout.meta["alt"]
 
 
-@pytest.mark.parametrize("draw", [simulator.load_curve, simulator.pareto])
+@pytest.mark.parametrize("draw", [figures.load_curve, figures.pareto])
 def test_rows_that_cannot_be_drawn_are_named(draw: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="there is none to draw"):
         draw([])
     with pytest.raises(ValueError, match="'speed' is not a number"):
         draw(ROWS, x="speed")
     with pytest.raises(ValueError, match="p99_itl must be positive"):
-        simulator.load_curve([{**ROWS[0], "p99_itl": 0.0}])
+        figures.load_curve([{**ROWS[0], "p99_itl": 0.0}])

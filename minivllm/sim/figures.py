@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 
+from minivllm.runs.steps import plural
+from minivllm.sim.calibrate import JUDGED, TARGET, Calibration, Validation
 from minivllm.sim.results import METRICS, SLO, LittlesLaw, SimResult, percentile
 from minivllm.sim.sweep import pareto_front
 from minivllm.viz.palette import REQUEST_DASHES, REQUEST_SYMBOLS
-from minivllm.viz.runs import plural
 from minivllm.viz.theme import CATEGORICAL, COLORS
-
-if TYPE_CHECKING:
-    from minivllm.sim.calibrate import Calibration, Validation
 
 WORDS = {
     "output_throughput": "output tokens a second",
@@ -349,8 +347,6 @@ def predicted_measured(calibration: Calibration) -> go.Figure:
     the prediction is off, with the band that this project allows itself. Filled: held out of the
     fit.
     """
-    from minivllm.sim.calibrate import JUDGED, TARGET
-
     every = [row for row in (*calibration.training, *calibration.held_out) if row.metric in JUDGED]
     low = 0.7 * min(min(row.measured, row.predicted) for row in every)
     high = 1.4 * max(max(row.measured, row.predicted) for row in every)
