@@ -53,20 +53,35 @@ def render(
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     to_json: Callable[..., str] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)  # noqa: E731
     environment.filters["tojson"] = to_json
-    messages = [plain_message(message, index) for index, message in enumerate(conversation)]
     try:
+        tree = environment.parse(template)
         compiled = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
             f"the chat template is broken, whatever the conversation: line {error.lineno}: "
             f"{error.message}. Pass another with chat_template=..."
         ) from error
+    takes_parts = any(_is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))
+    messages = []
+    for index, message in enumerate(conversation):
+        plain = plain_message(message, index)
+        if takes_parts and isinstance(message.get("content"), (list, tuple)):
+            texts = (_content([part], f"message {index}") for part in message["content"])
+            plain["content"] = [{"type": "text", "text": text} for text in texts]
+        messages.append(plain)
     try:
         return compiled.render(messages=messages, **variables)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template refuses this conversation: {error}") from error
     except TypeError as error:  # `None + '...'`, say: a message lacks what the template expects
         raise ValueError(f"the chat template fails on this conversation: {error}") from error
+
+
+def _is_content(expression: Any) -> bool:
+    """Whether a template's expression is `message.content` or `message["content"]`: a template
+    that goes through it expects parts (vllm/entrypoints/chat_utils.py)."""
+    index = getattr(expression, "arg", None)
+    return "content" in (getattr(expression, "attr", None), getattr(index, "value", None))
 
 
 def plain_message(message: Mapping[str, Any], index: int = 0) -> dict[str, Any]:

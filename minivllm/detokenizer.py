@@ -3,14 +3,108 @@
 from __future__ import annotations
 
 import codecs
-import itertools
 from collections.abc import Sequence
 
 from minivllm.tokenizer import Tokenizer
 
-_CONTEXT = 5
-"""Tokens decoded along with the next one: some begin with a space only in the middle of a text
-(vllm/tokenizers/detokenizer_utils.py)."""
+
+class TextStream:
+    """The text of tokens as they come: each `push` returns what is certain of it by then.
+
+    All pushed text in a row is `decode` of prompt and output, less the prompt's own. A character
+    that the output completes is the output's, whole. Every token costs the same, however long a
+    run of bytes it is in.
+
+    With byte fallback, `decode` shows a whole run of byte tokens as U+FFFD if a single byte of the
+    run is wrong. What has been shown by then stays; the rest of the run is U+FFFD.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = set(tokenizer.all_special_ids) if skip_special_tokens else set()
+        self._last: list[int] = []  # decoded with the next: some tokens begin with a space then
+        self._pending = b""  # the beginning of a character
+        self._num_prompt_bytes = 0  # of these, the prompt's
+        self._run_is_broken = False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in self._relevant_tail(prompt_token_ids):
+            self.push(token_id)
+        self._num_prompt_bytes = len(self._pending)
+        self._num_prompt_marks = len(self._pending.decode(errors="replace"))
+
+    def push(self, token_id: int) -> str:
+        """Take a token; return the text that it makes certain."""
+        if self._is_silent(token_id):
+            return ""
+        data = self._tokenizer.bytes_of(token_id)
+        if data is None:
+            text = self._give_up_pending() + self._text_of(token_id)
+            self._run_is_broken = False
+        elif self._tokenizer.is_byte_level:
+            text = self._take_bytes(data)
+        else:
+            text = self._take_fallback_byte(data)
+        self._last = [token_id]
+        return text
+
+    def _is_silent(self, token_id: int) -> bool:
+        """Special and skipped, or known to the model alone: `decode` leaves it out."""
+        return token_id in self._skipped or self._tokenizer.backend.id_to_token(token_id) is None
+
+    def _relevant_tail(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """The end of a prompt, from where on it has a bearing on what follows.
+
+        That is the last token of text and the bytes after it; of byte-level tokens four bytes,
+        the length of a character.
+        """
+        tail: list[int] = []
+        num_bytes = 0
+        for token_id in reversed(prompt_token_ids):
+            if self._is_silent(token_id):
+                continue
+            tail.append(token_id)
+            data = self._tokenizer.bytes_of(token_id)
+            num_bytes += len(data or b"")
+            if data is None or (self._tokenizer.is_byte_level and num_bytes >= 4):
+                break
+        return tail[::-1]
+
+    def _text_of(self, token_id: int) -> str:
+        before = self._tokenizer.decode(self._last)
+        return self._tokenizer.decode([*self._last, token_id])[len(before) :]
+
+    def _take_bytes(self, data: bytes) -> str:
+        begun = self._pending + data
+        text = self._utf8.decode(data)
+        self._pending = self._utf8.getstate()[0]
+        if text and self._num_prompt_bytes:
+            # The prompt's text shows its half character as U+FFFD already.
+            self._num_prompt_bytes = 0
+            if text[0] == "\ufffd" and not begun.startswith("\ufffd".encode()):
+                return text[self._num_prompt_marks :]
+        return text
+
+    def _take_fallback_byte(self, data: bytes) -> str:
+        if self._run_is_broken:
+            return "\ufffd"
+        self._pending += data
+        try:
+            text = self._pending.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                return ""
+            self._run_is_broken = True
+            return self._give_up_pending()
+        self._pending, self._num_prompt_bytes = b"", 0
+        return text
+
+    def _give_up_pending(self) -> str:
+        """The pending bytes are no character: U+FFFD for each that is not the prompt's."""
+        text = "\ufffd" * (len(self._pending) - self._num_prompt_bytes)
+        self._pending, self._num_prompt_bytes = b"", 0
+        return text
 
 
 class IncrementalDetokenizer:
@@ -34,19 +128,12 @@ class IncrementalDetokenizer:
         skip_special_tokens: bool = True,
         include_stop_str_in_output: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
         self.stop = list(stop)
         self.min_tokens = min_tokens
-        self.skip_special_tokens = skip_special_tokens
         self.include_stop_str_in_output = include_stop_str_in_output
         self.text = ""
         self.num_output_tokens = 0
-        self._context: list[int] = []
-        """The latest tokens, skipped ones left out."""
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        """Holds the bytes of a character that is not whole yet: 3 at most."""
-        for token_id in prompt_token_ids[-2 * _CONTEXT :]:
-            self._decode_next(token_id)
+        self._stream = TextStream(tokenizer, prompt_token_ids, skip_special_tokens)
 
     def update(self, new_token_ids: Sequence[int], stop_terminated: bool = False) -> str | None:
         """Take new tokens; return the stop string that is now in the text, if any.
@@ -63,7 +150,7 @@ class IncrementalDetokenizer:
         searched = len(self.text)
         for token_id in new_token_ids:
             self.num_output_tokens += 1
-            self.text += self._decode_next(token_id)
+            self.text += self._stream.push(token_id)
             if self.num_output_tokens <= self.min_tokens:
                 searched = len(self.text)
         if len(self.text) == searched or self.num_output_tokens <= self.min_tokens:
@@ -76,23 +163,6 @@ class IncrementalDetokenizer:
             return self.text
         held_back = max(map(len, self.stop)) - 1
         return self.text[: max(0, len(self.text) - held_back)]
-
-    def _decode_next(self, token_id: int) -> str:
-        if self.skip_special_tokens and self.tokenizer.is_special(token_id):
-            return ""
-        own_bytes = self.tokenizer.bytes_of(token_id)
-        if own_bytes is not None:
-            text = self._utf8.decode(own_bytes)
-        else:  # what waits for more bytes waits in vain
-            text = self._utf8.decode(b"", final=True) + self._decode_in_context(token_id)
-        self._context = [*self._context[1 - _CONTEXT :], token_id]
-        return text
-
-    def _decode_in_context(self, token_id: int) -> str:
-        before = self.tokenizer.decode(self._context)
-        now = self.tokenizer.decode([*self._context, token_id])
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
-        return now[sum(1 for _ in same) :]
 
     def _find_stop_string(self, searched: int) -> str | None:
         found = []

@@ -83,7 +83,8 @@ class Tokenizer:
         self._special_ids = frozenset(self.all_special_ids)
         self._own_bytes: dict[int, bytes | None] = {}
         decoder = backend.decoder
-        self._byte_level = isinstance(decoder, decoders.ByteLevel)
+        self.is_byte_level = isinstance(decoder, decoders.ByteLevel)
+        """Whether every token is a string of bytes, and a text these bytes in a row."""
         self._byte_fallback = decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
 
     @property
@@ -131,7 +132,7 @@ class Tokenizer:
         token = self.backend.id_to_token(token_id)
         if token is None:
             return b""
-        if self._byte_level:
+        if self.is_byte_level:
             alphabet = _byte_level_alphabet()
             if all(character in alphabet for character in token):
                 return bytes(alphabet[character] for character in token)
@@ -207,6 +208,10 @@ def check_tokenizer(directory: Path) -> Path:
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
+    What `tokenizer_config.json` says of special tokens is applied as transformers does it: tokens
+    that `tokenizer.json` lacks, and `split_special_tokens`. `add_bos_token` is not: the other
+    file's post-processor decides.
+
     Raises:
         ValueError: if there is none, or it cannot be read.
     """
@@ -222,6 +227,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         if token := config.get(name):
             special_tokens[name] = token if isinstance(token, str) else token["content"]
+    _apply_config(backend, config, special_tokens)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry["name"]: entry["template"] for entry in template}
@@ -229,6 +235,29 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if (template_path := directory / "chat_template.jinja").is_file():
         template = read_text(template_path)
     return Tokenizer(backend, template, special_tokens)
+
+
+def _apply_config(
+    backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> None:
+    """Settings of a `tokenizer_config.json` that change the ids of a text.
+
+    Source: transformers 5, tokenization_utils_tokenizers.py, `TokenizersBackend.__init__`.
+    """
+    declared = config.get("added_tokens_decoder") or {}
+    wanted = [AddedToken(**declared[token_id]) for token_id in sorted(declared, key=int)]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    extra = extra.values() if isinstance(extra, Mapping) else extra
+    for token in [*special_tokens.values(), *extra]:
+        name = token if isinstance(token, str) else token["content"]
+        wanted.append(AddedToken(name, special=True, normalized=False))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token in wanted:
+        if token.content not in known:
+            backend.add_tokens([token])
+            known.add(token.content)
+
+    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
 
 
 def tokenizer_from_gguf(reader: GGUFReader, metadata: Mapping[str, Any]) -> Tokenizer:

@@ -316,7 +316,7 @@ def test_bytes_that_are_no_text_are_streamed_at_once(make: Any, byte: int) -> No
     for number in range(1, 2001):
         detokenizer.update([token_id])
         assert number - 1 <= len(detokenizer.text) <= number
-        assert len(detokenizer._context) <= 5
+        assert len(detokenizer._stream._last) <= 5
     detokenizer.update([to_id("b")])
     assert detokenizer.text == "\ufffd" * 2000 + "b"
 
