@@ -138,7 +138,8 @@ class IncrementalDetokenizer:
     def update(self, new_token_ids: Sequence[int], stop_terminated: bool = False) -> str | None:
         """Take new tokens; return the stop string that is now in the text, if any.
 
-        Of several, the one that begins first; of those, the longest (vLLM #49391).
+        Of several, the one that is complete first, as if the text came letter by letter (vLLM
+        #49391), so how tokens cut the text decides nothing; of those, the longest.
 
         Args:
             stop_terminated: the last token ended the request (EOS or a stop token): it is
@@ -169,9 +170,9 @@ class IncrementalDetokenizer:
         for stop in self.stop:
             start = self.text.find(stop, max(0, searched - len(stop) + 1))
             if start >= 0:
-                found.append((start, -len(stop), stop))
+                found.append((start + len(stop), start, stop))
         if not found:
             return None
-        start, _, stop = min(found)
-        self.text = self.text[: start + len(stop) if self.include_stop_str_in_output else start]
+        end, start, stop = min(found)
+        self.text = self.text[: end if self.include_stop_str_in_output else start]
         return stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -208,6 +209,63 @@ def test_a_readable_character_is_streamed_before_a_run_of_bytes_ends() -> None:
     for character in "語🎉":
         detokenizer.update(byte_ids(tokenizer, character.encode()))
         assert detokenizer.text.endswith(character)
+
+
+# --- stop strings -------------------------------------------------------------------------
+
+
+def reference_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Letter by letter: the first to be complete, the longest of those."""
+    for end in range(1, len(text) + 1):
+        if complete := [stop for stop in stops if text[:end].endswith(stop)]:
+            stop = max(complete, key=len)
+            return text[: end - len(stop)], stop
+    return text, None
+
+
+@given(
+    st.text("abc", min_size=1, max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4, unique=True),
+    st.integers(0, 2**11),
+)
+def test_stop_strings_in_any_order_and_any_tokens(text: str, stops: list[str], cuts: int) -> None:
+    tokenizer = tiny_tokenizer()
+    bounds = [0, *(i for i in range(1, len(text)) if cuts >> (i - 1) & 1), len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(bounds)]
+    kept, reason = reference_stop(text, stops)
+    for order in (stops, stops[::-1]):
+        for include in (False, True):
+            detokenizer = IncrementalDetokenizer(
+                tokenizer, [], stop=order, include_stop_str_in_output=include
+            )
+            for part in parts:
+                found = detokenizer.update(tokenizer.encode(part))
+                visible = detokenizer.visible_text(found is not None)
+                assert (kept + (reason or "") if include else kept).startswith(visible)
+                if found:
+                    break
+            assert found == reason
+            expected = kept + (reason or "") if include else kept
+            assert detokenizer.visible_text(True) == expected
+
+
+@pytest.mark.parametrize("stops", list(itertools.permutations(["lo", "ell", "o w"])))
+def test_the_report_one_token_holds_several_stop_strings(stops: tuple[str, ...]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend.add_tokens([" hello"])
+    (token_id,) = tokenizer.encode(" hello")
+    detokenizer = IncrementalDetokenizer(tokenizer, [], stop=stops)
+    assert detokenizer.update([token_id]) == "ell"
+    assert detokenizer.text == " h"
+
+
+def test_a_stop_string_in_text_that_was_held_back() -> None:
+    tokenizer = tiny_tokenizer()
+    first, *rest = byte_ids(tokenizer, "é".encode())
+    detokenizer = IncrementalDetokenizer(tokenizer, [], stop=["é!", "é"])
+    assert detokenizer.update([*tokenizer.encode("ab"), first]) is None
+    assert detokenizer.update(rest + tokenizer.encode("!")) == "é"
+    assert detokenizer.text == "ab"
 
 
 # --- text to tokens -----------------------------------------------------------------------
