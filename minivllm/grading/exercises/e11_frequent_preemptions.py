@@ -115,8 +115,9 @@ def _direction(name: str, setting: float) -> str:
     return {
         "gpu_memory_utilization": "How many blocks does the busiest minute want?",
         "max_num_seqs": (
-            "Divide the slots of the cache by what a request holds on average, prompt and half of "
-            "its output at least; leave room for a minute with long answers."
+            "Divide the slots of the cache by what a request holds at a random moment: its prompt, "
+            "and more than half of the mean output, since long answers stay longer; then leave a "
+            "sixth for a minute with many of them."
         ),
         "max_num_batched_tokens": (
             "This knob works by slowing admission down: tokens of prompts that enter in a second "
