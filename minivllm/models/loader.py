@@ -90,10 +90,10 @@ def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> L
         raise ValueError(f"{directory / 'config.json'} has no {error}") from error
     source = check_tokenizer(Path(tokenizer) if tokenizer else directory)
     # vLLM stops at the tokenizer's EOS and at each of generation_config.json's.
-    eos_token_ids = set(model_config.eos_token_ids)
+    eos_token_ids = dict.fromkeys(model_config.eos_token_ids)
     if (eos_token_id := eos_token_id_of(source)) is not None:
-        eos_token_ids.add(eos_token_id)
-    model_config = replace(model_config, eos_token_ids=tuple(sorted(eos_token_ids)))
+        eos_token_ids[eos_token_id] = None
+    model_config = replace(model_config, eos_token_ids=tuple(eos_token_ids))
     open_tokenizer = functools.cache(functools.partial(load_tokenizer, source))
     return LoadedModel(model_config, read_weights(directory), open_tokenizer)
 
