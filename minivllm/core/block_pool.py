@@ -145,6 +145,8 @@ class BlockPool:
         # neither gives its copy up. Both are listed, the older one first.
         self.cached_block_hash_to_block: dict[bytes, dict[int, KVCacheBlock]] = {}
         self._evictions: list[tuple[int, bytes]] = []
+        self.num_resets = 0
+        """How often the whole prefix cache was forgotten."""
 
     def get_cached_block(self, block_hash: bytes) -> KVCacheBlock | None:
         """A block that holds these tokens after this prefix, in use or free; None: a miss."""
@@ -205,6 +207,7 @@ class BlockPool:
         """Forget every hash. False, and nothing done, while a request still holds blocks."""
         if self.get_num_free_blocks() != self.num_gpu_blocks - 1:
             return False
+        self.num_resets += 1
         self.cached_block_hash_to_block.clear()
         for block in self.blocks:
             block.block_hash = None

@@ -4,10 +4,10 @@ A scheduler decides by its inputs alone, so its inputs are its history. While it
 notes each of them and no more. When somebody looks at the history, a second scheduler, the
 shadow, is driven through what was noted since the last look; a `Recorder` observes it.
 
-What may be replaced in mid-run (the knobs, the victim policy, the queue) is noted too: from there
-on the scheduler itself is recorded, each step as it happens. Any other change that is no input (a
-priority set by hand, a method of another kind) shows when the shadow decides otherwise: the look
-raises, and says to use a `Recorder`.
+What may be replaced in mid-run (the knobs, the victim policy, the queue) or reset (the prefix
+cache) is noticed too: from there on the scheduler itself is recorded, each step as it happens. Any
+other change that is no input (a priority set by hand, a method of another kind) shows when the
+shadow decides otherwise: the look raises, and says to use a `Recorder`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from minivllm.core.scheduler import Scheduler
 from minivllm.runs.recorder import Recorder
 from minivllm.runs.snapshot import History, Snapshot
 
-REPLACEABLE = attrgetter("config", "select_victim", "waiting", "kv_cache_manager")
-"""What a scheduler decides with, and a user may set."""
+REPLACEABLE = attrgetter(
+    "config",
+    "select_victim",
+    "waiting",
+    "kv_cache_manager",
+    "kv_cache_manager.block_pool.num_resets",
+)
+"""What a scheduler decides with, and a user may set or, the prefix cache, reset."""
 
 
 class Added(NamedTuple):
@@ -80,8 +86,6 @@ class InputLog:
         self._inputs: deque[Added | Ended | Planned | Updated] = deque()
         """Those since the last look."""
         self._makings = REPLACEABLE(scheduler)
-        self._num_hashes = 0
-        """After the latest step: nothing changes it in between but who empties the cache."""
         self._shadow: Scheduler | None = None
         self._plans: dict[int, SchedulerOutput] = {}
         """The shadow's that wait for tokens, by step."""
@@ -109,13 +113,11 @@ class InputLog:
             self._recorder.requests_finished(requests, status)
 
     def step_planned(self, output: SchedulerOutput) -> None:
-        # A plan may empty the cache's hashes; whoever did so before it shows in what it decides.
-        if self._inputs_decide(hashes_too=False):
+        if self._inputs_decide():
             clock = self.scheduler.clock
             self._inputs.append(
                 Planned(clock() if clock else None, decisions(self.scheduler, output))
             )
-            self._num_hashes = num_hashes(self.scheduler)
         elif self._eager:
             self._recorder.step_planned(output)
 
@@ -130,15 +132,11 @@ class InputLog:
         elif self._eager:
             self._recorder.step_updated(output, sampled_token_ids, finished)
 
-    def _inputs_decide(self, this_call_too: bool = True, hashes_too: bool = True) -> bool:
+    def _inputs_decide(self, this_call_too: bool = True) -> bool:
         """Whether inputs still tell all; if not, the scheduler itself is recorded from here on."""
         if self._eager or self._error is not None:
             return False
-        if (
-            this_call_too
-            and self._makings == REPLACEABLE(self.scheduler)
-            and not (hashes_too and self._num_hashes != num_hashes(self.scheduler))
-        ):
+        if this_call_too and self._makings == REPLACEABLE(self.scheduler):
             return True
         self.record_eagerly()
         return False
@@ -255,19 +253,16 @@ class LiveHistory(History):
         return History, (self.config, self.steps, self.pending_inputs)
 
 
-def num_hashes(scheduler: Scheduler) -> int:
-    """In the prefix cache."""
-    return len(scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block)
-
-
 def decisions(scheduler: Scheduler, output: SchedulerOutput) -> dict[str, Any]:
     """What a step decided, to tell two runs apart."""
+    pool = scheduler.kv_cache_manager.block_pool
     return {
         "step": output.step,
         "scheduled": tuple(output.num_scheduled_tokens),
         "num_scheduled_tokens": tuple(output.num_scheduled_tokens.values()),
         "preempted": tuple(output.preempted_req_ids),
-        "num_free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        "num_free_blocks": pool.get_num_free_blocks(),
+        "num_hashes": len(pool.cached_block_hash_to_block),
     }
 
 
