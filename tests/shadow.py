@@ -50,6 +50,6 @@ class ShadowModel:
                     f"step {output.step}: {request_id} reads slot {position} of block "
                     f"{table[position // block_size]}, which holds {held}"
                 )
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 sampled[request_id] = hash(tokens) % self.vocabulary
         return sampled

@@ -14,7 +14,7 @@ from minivllm.core import AsyncScheduler, Request, RequestStatus, Scheduler, Sch
 from minivllm.core.output import SchedulerOutput
 from minivllm.engine import LLMEngine
 from minivllm.models.loader import tiny_random_model
-from minivllm.sampler import uniform_noise
+from minivllm.noise import uniform_noise
 
 TIGHT = {"num_gpu_blocks": 24, "block_size": 4, "max_model_len": 96, "max_num_seqs": 6}
 KNOBS: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def test_it_is_ahead() -> None:
     engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=4, ignore_eos=True))
     launched = []
     launch = engine._launch
-    engine._launch = lambda: launched.append(engine.scheduler.step) or launch()  # type: ignore
+    engine._launch = lambda *late: launched.append(engine.scheduler.step) or launch(*late)  # type: ignore
     lengths = []
     while engine.has_unfinished_requests():
         (output,) = engine.step()

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_edge_cases_too(monkeypatch):
     monkeypatch.setattr(
         conformance,
         "trace_config",
-        lambda config: dataclasses.replace(to_the_letter(config), keep_upstream_bugs=False),
+        lambda *config: dataclasses.replace(to_the_letter(*config), keep_upstream_bugs=False),
     )
     assert any(conformance.replay(workload) for workload in workloads)
 
@@ -149,7 +150,7 @@ def test_command_line(tmp_path, workloads):
     good = tmp_path / "good.jsonl"
     good.write_text("".join(json.dumps(workload) + "\n" for workload in workloads[:2]))
     done = run(good)
-    assert (done.returncode, done.stdout) == (0, "2/2 workloads identical\n")
+    assert (done.returncode, done.stdout) == (0, "vLLM 0.22.1: 2/2 workloads identical\n")
 
     bad = copy.deepcopy(workloads[1])
     bad["steps"][3]["free_blocks"] += 1
@@ -158,7 +159,7 @@ def test_command_line(tmp_path, workloads):
         lines.write(json.dumps(workloads[0]) + "\n" + json.dumps(bad) + "\n")
     done = run(path)
     assert done.returncode == 1
-    assert done.stdout.startswith("1/2 workloads identical\n")
+    assert done.stdout.startswith("vLLM 0.22.1: 1/2 workloads identical\n")
     assert "workload 2, step 3, free_blocks" in done.stdout
 
 
@@ -178,4 +179,38 @@ def test_bad_files_get_a_clear_error(tmp_path, content, complaint):
     done = run(path)
     assert done.returncode == 2
     assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_is_compared_with_its_own_release(tmp_path, workloads):
+    newer = [{**workload, "vllm": "0.33.0+cpu"} for workload in workloads]
+    path = tmp_path / "newer.jsonl"
+    path.write_text("".join(json.dumps(workload) + "\n" for workload in newer))
+    done = run(path)
+    assert done.returncode == 1, "0.22.1's decisions are not those of 0.33.0"
+    assert re.match(r"vLLM 0\.33\.0: \d+/160 workloads identical\n", done.stdout)
+    done = run(path, "--as", "0.22.1")
+    assert done.returncode == 0
+    assert "0.33.0+cpu, compared with 0.22.1 as told: 160/160" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("versions", "args", "words"),
+    [
+        (["0.99.0"], (), ["workload 1", "0.99.0", "0.33.0", "--as"]),
+        ([None], (), ["does not say", "--as"]),
+        (["0.22.1", "0.23.0"], (), ["workload 2", "0.22.1", "0.23.0"]),
+        (["0.22.1"], ("--as", "0.21"), ["vllm_version", "'0.21'", "0.33.0"]),
+    ],
+)
+def test_an_unclear_release_is_an_error(tmp_path, workloads, versions, args, words):
+    rows = [{**workloads[0], "vllm": version} for version in versions]
+    for row in rows:
+        if row["vllm"] is None:
+            del row["vllm"]
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(path, *args)
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in words), done.stderr
     assert "Traceback" not in done.stderr

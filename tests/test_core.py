@@ -82,7 +82,7 @@ def test_the_cap_that_binds_is_named(knobs, num_prompt_tokens, cap, num_new_toke
     scheduler.add_request(request("r0", num_prompt_tokens))
     assert step(scheduler).num_scheduled_tokens == {"r0": num_new_tokens}
     (row,) = scheduler.history[0]["scheduled"]
-    assert (row["cap"], row["num_new_tokens"], row["kind"]) == (cap, num_new_tokens, "new")
+    assert (row["cap"], row["num_scheduled_tokens"], row["kind"]) == (cap, num_new_tokens, "new")
     chunked = events(scheduler.history[0], "chunked")
     assert bool(chunked) == (num_new_tokens < num_prompt_tokens)
 
@@ -393,7 +393,7 @@ def test_at_least_one_token_is_computed():
         run(scheduler)
     # All 8 tokens are cached; the last block is computed again for the sake of one token.
     (hit,) = events(scheduler.history[1], "cache_hit")
-    assert hit["num_tokens"] == 4
+    assert hit["num_cached_tokens"] == 4
     assert scheduler.history[1]["requests"]["r1"]["num_scheduled_tokens"] == 4
 
 
@@ -536,7 +536,7 @@ def test_an_abort_while_the_step_runs_is_survived():
     ("build", "complaint"),
     [
         (lambda: Request("r0", []), "prompt is empty"),
-        (lambda: Request("r0", [1, -1]), "prompt token 1 .* got -1"),
+        (lambda: Request("r0", [1, -1]), r"prompt_token_ids\[1\] .* got -1"),
         (lambda: Request("r0", [1, 2.5]), r"got 2\.5"),
         (lambda: Request("r0", [1], priority="high"), "priority must be an integer"),
         (lambda: SamplingParams(max_tokens=0), "max_tokens must be at least 1, got 0"),

@@ -218,7 +218,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks, requests = snapshot["blocks"], snapshot["requests"]
         assert sorted(snapshot["waiting"] + snapshot["running"]) == sorted(requests)
         assert snapshot["budget"]["spent"] == sum(
-            row["num_new_tokens"] for row in snapshot["scheduled"]
+            row["num_scheduled_tokens"] for row in snapshot["scheduled"]
         )
         for block_id, (state, ref_cnt, owners) in enumerate(
             zip(blocks["state"], blocks["ref_cnt"], blocks["owners"], strict=True)
@@ -232,8 +232,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sum(map(len, copies)) == snapshot["stats"][f"num_swapped_{way}_blocks"]
         for row in snapshot["scheduled"]:
             limits = {name: limit for name, limit in row["limits"].items() if limit is not None}
-            assert row["num_new_tokens"] == min(limits.values()) == limits[row["cap"]]
-            assert requests[row["request_id"]]["num_scheduled_tokens"] == row["num_new_tokens"]
+            assert row["num_scheduled_tokens"] == min(limits.values()) == limits[row["cap"]]
+            assert (
+                requests[row["request_id"]]["num_scheduled_tokens"] == row["num_scheduled_tokens"]
+            )
 
 
 SchedulerMachine.TestCase.settings = settings(RELAXED, max_examples=150, stateful_step_count=40)

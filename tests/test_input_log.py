@@ -26,6 +26,7 @@ from minivllm.core import (
 )
 from minivllm.grading.exercises.workloads import variant
 from minivllm.runs import History, InputLog, Recorder, conformance, make_observer, observe
+from minivllm.runs.replay import replay
 from minivllm.runs.scenario import ScenarioError
 from minivllm.stepper.fork import change_config
 
@@ -148,9 +149,9 @@ inputs = st.one_of(
     st.just(("step",)),
     st.tuples(st.just("abort"), st.integers(0, 6)),
 )
-outside = st.sampled_from(
-    ["abort_all", "other_victim", "other_queue", "other_knobs"]
-).map(lambda name: (name,))
+outside = st.sampled_from(["abort_all", "other_victim", "other_queue", "other_knobs"]).map(
+    lambda name: (name,)
+)
 
 
 def check_same(config, actions, looks, cls=Scheduler, clock=True):
@@ -280,7 +281,7 @@ def test_a_method_replaced_says_so_and_a_recorder_tells_it():
             run.step()
     with pytest.raises(RuntimeError, match=r"observer=Recorder"):
         len(lazy.history)
-    assert [row["num_new_tokens"] for row in eager.history[0]["scheduled"]] == [3]
+    assert [row["num_scheduled_tokens"] for row in eager.history[0]["scheduled"]] == [3]
 
 
 def test_vllms_workloads(monkeypatch):
@@ -421,3 +422,26 @@ def test_a_change_by_hand_does_not_end_the_run():
 def test_what_record_may_be():
     with pytest.raises(ValueError, match="True, False or 'eager', got 'lazy'"):
         make_observer("lazy")
+
+
+def test_salts_and_skipped_caches_are_part_of_a_run():
+    skip = SamplingParams(max_tokens=2, prompt_logprobs=1)
+    kinds = [{}, {"cache_salt": "a"}, {"cache_salt": "a"}, {"cache_salt": "b"},
+             {"sampling_params": skip}, {}]  # fmt: skip
+    histories = []
+    for record in (True, "eager"):
+        scheduler = Scheduler(SMALL, observer=make_observer(record))
+        model = ShadowModel(scheduler)
+        requests = []
+        for index, kind in enumerate(kinds):
+            kind = {"sampling_params": SamplingParams(max_tokens=2), **kind}
+            requests.append(Request(f"r{index}", [5] * 7, **kind))
+            scheduler.add_request(requests[-1])
+            while scheduler.has_unfinished_requests():
+                output = scheduler.schedule()
+                scheduler.update_from_output(output, model.execute(output))
+        assert [request.num_cached_tokens for request in requests] == [0, 0, 6, 0, 0, 6]
+        history = History.from_json(scheduler.history.to_json())
+        assert replay(history).history.to_json() == history.to_json()
+        histories.append(history.to_json())
+    assert histories[0] == histories[1]

@@ -9,6 +9,7 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import KVCacheManager, check_enough_kv_cache_memory
 from minivllm.core.observer import SchedulerObserver
 from minivllm.core.output import AdmissionStop, EngineCoreOutput, Preemption, SchedulerOutput
+from minivllm.core.prompt import TokenizedPrompt
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.request_queue import FCFSRequestQueue, PriorityRequestQueue
 from minivllm.core.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ __all__ = [
     "SchedulerOutput",
     "SchedulerStats",
     "StepStats",
+    "TokenizedPrompt",
     "VictimPolicy",
     "check_enough_kv_cache_memory",
 ]

@@ -5,16 +5,20 @@ to know that there will be a token, not which. So it counts one that is under wa
 known, in `num_output_placeholders`, and plans on; whoever runs the model puts the token in where it
 was sampled. A request that stops by surprise (EOS, a stop token) is computed once for nothing.
 
+With speculation it does not know either how many of the proposed tokens will be right, nor what
+will be proposed next. It counts them all, keeps as many places (-1) in the next plan, and takes
+back what was rejected when it hears of it, from the plan under way too.
+
 vLLM: vllm/v1/core/sched/async_scheduler.py:12, and its default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.output import EngineCoreOutput, SchedulerOutput, TokenIds
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.scheduler import Scheduler
 
@@ -39,6 +43,24 @@ class AsyncScheduler(Scheduler):
         self._in_flight: dict[int, tuple[SchedulerOutput, dict[str, int]]] = {}
         """By step: plans that wait for tokens, and each one's requests' `num_computed_tokens`."""
 
+    def schedule(self) -> SchedulerOutput:
+        """As `Scheduler.schedule`, without those who end with what is on its way for them.
+
+        Source: vllm/v1/core/sched/scheduler.py:370.
+        """
+        for request in self.running:
+            if request.num_output_placeholders and self._has_its_last(request):
+                request.num_output_placeholders -= 1  # a last token is never computed
+                request.spec_token_ids = []
+        return super().schedule()
+
+    def _has_its_last(self, request: Request) -> bool:
+        """Whether the step under way reaches `max_tokens`, were all proposed tokens rejected."""
+        if request.max_tokens is None:
+            return False
+        num_verified = request.num_computed_tokens - request.num_output_placeholders + 1
+        return num_verified + 1 >= request.num_prompt_tokens + request.max_tokens
+
     def _update_after_schedule(self, output: SchedulerOutput) -> None:
         step = self.step
         super()._update_after_schedule(output)
@@ -46,26 +68,46 @@ class AsyncScheduler(Scheduler):
         for request_id in output.num_scheduled_tokens:
             request = self.requests[request_id]
             computed[request_id] = request.num_computed_tokens
-            # A token comes out of this step. If length ends the request with it, none follows.
-            if request.is_caught_up and not self._is_last(request):
-                request.num_output_placeholders += 1
+            if request.is_caught_up:
+                num_drafts = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
+                request.num_output_placeholders += 1 + num_drafts
+                request.spec_token_ids = [-1] * self.config.num_speculative_tokens
         if computed:
             self._in_flight[step] = (output, computed)
 
-    def _is_last(self, request: Request) -> bool:
-        """Whether the token of the step just planned is the last that the request may have."""
-        num_outputs = request.next_output_index + 1
-        return request.num_prompt_tokens + num_outputs >= self.config.max_model_len or (
-            request.max_tokens is not None and num_outputs >= request.max_tokens
+    def update_draft_token_ids(self, draft_token_ids: Mapping[str, Sequence[int]]) -> None:
+        """Not for a scheduler that plans ahead: see `update_draft_token_ids_in_output`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "async_scheduling plans a step before its tokens are proposed: give them to "
+            "update_draft_token_ids_in_output, with the plan, or set async_scheduling=False"
         )
 
+    def update_draft_token_ids_in_output(
+        self, draft_token_ids: Mapping[str, Sequence[int]], scheduler_output: SchedulerOutput
+    ) -> None:
+        """Put proposed tokens into the places that a plan has kept for them; a place too many
+        keeps its -1, a token too many is dropped.
+
+        Source: vllm/v1/core/sched/scheduler.py:1713.
+        """
+        places = scheduler_output.scheduled_spec_decode_tokens
+        for request_id, token_ids in draft_token_ids.items():
+            if num_places := len(places.get(request_id, ())):
+                drafts = list(token_ids[:num_places])
+                places[request_id] = drafts + [-1] * (num_places - len(drafts))
+
     def update_from_output(
-        self, scheduler_output: SchedulerOutput, sampled_token_ids: Mapping[str, int]
+        self, scheduler_output: SchedulerOutput, sampled_token_ids: Mapping[str, TokenIds]
     ) -> list[EngineCoreOutput]:
         """As `Scheduler.update_from_output`; tokens of requests that are gone are passed over."""
         _, computed = self._in_flight.pop(scheduler_output.step, (None, {}))
         requests = [self.requests[request_id] for request_id in computed]
-        # For a moment the requests stand where this step, not a later one, has brought them.
+        # For a moment the requests stand where this step, not a later one, has brought them (or
+        # where it would have, had no token of the step before been rejected).
         now = [(r.num_computed_tokens, r.num_output_placeholders) for r in requests]
         preempted = {request for request in requests if request.status is RequestStatus.PREEMPTED}
         for request in requests:
@@ -73,14 +115,20 @@ class AsyncScheduler(Scheduler):
             request.num_output_placeholders = 0
         outputs = super().update_from_output(scheduler_output, sampled_token_ids)
         for request, (num_computed_tokens, num_placeholders) in zip(requests, now, strict=True):
-            request.num_computed_tokens = num_computed_tokens
+            request_id = request.request_id
+            num_rejected = computed[request_id] - request.num_computed_tokens
+            request.num_computed_tokens = max(num_computed_tokens - num_rejected, 0)
             if request.is_finished:
                 request.metrics.finished_step = scheduler_output.step
                 continue
-            has_token = request.request_id in sampled_token_ids
-            request.num_output_placeholders = max(num_placeholders - has_token, 0)
-            if has_token and request not in preempted:
+            if request in preempted:
+                continue
+            if request_id in sampled_token_ids:
+                num_drafts = len(scheduler_output.scheduled_spec_decode_tokens.get(request_id, ()))
+                request.num_output_placeholders = max(num_placeholders - 1 - num_drafts, 0)
                 self._cache_blocks(request)
+            else:
+                request.num_output_placeholders = num_placeholders
         # A request that was preempted meanwhile may turn out to have ended.
         if ended := {request for request in preempted if request.is_finished}:
             self.waiting.remove_requests(ended)  # which looks at all who wait

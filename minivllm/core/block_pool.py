@@ -12,19 +12,24 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 
+from minivllm.core.releases import Switches
+
 NONE_HASH = hashlib.sha256(b"minivllm").digest()
 """Parent of a sequence's first block."""
 
 
-def hash_block_tokens(parent_hash: bytes | None, token_ids: Sequence[int]) -> bytes:
+def hash_block_tokens(
+    parent_hash: bytes | None, token_ids: Sequence[int], cache_salt: str | None = None
+) -> bytes:
     """Hash of one full block: its tokens and, through the parent's hash, all tokens before it.
 
     Equal hashes mean equal prefixes, because a block's keys and values depend on every
-    token before it.
+    token before it. A salt in the first block keeps all that follow it apart.
 
     Source: vllm/v1/core/kv_cache_utils.py:541.
     """
     data = struct.pack(f"<{len(token_ids)}q", *token_ids)
+    data += (cache_salt or "").encode("utf-8", "surrogatepass")
     return hashlib.sha256((parent_hash or NONE_HASH) + data).digest()
 
 
@@ -114,6 +119,18 @@ class FreeKVCacheBlockQueue:
         last.next_free_block = self.tail
         self.tail.prev_free_block = last
 
+    def prepend_n(self, blocks: Iterable[KVCacheBlock]) -> None:
+        """Add `blocks` at the front, in their order: the first will be handed out next."""
+        first, last = self.head.next_free_block, self.head
+        assert first is not None
+        for block in blocks:
+            last.next_free_block = block
+            block.prev_free_block = last
+            last = block
+            self.num_free_blocks += 1
+        last.next_free_block = first
+        first.prev_free_block = last
+
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """The queue from first to be evicted to last. O(free blocks): for views and tests."""
         blocks = []
@@ -137,6 +154,8 @@ class BlockPool:
     def __init__(self, num_gpu_blocks: int, enable_caching: bool) -> None:
         self.num_gpu_blocks = num_gpu_blocks
         self.enable_caching = enable_caching
+        self.unhashed_first = False
+        """Whether a freed block without a hash goes to the front of the free queue."""
         self.blocks = [KVCacheBlock(block_id) for block_id in range(num_gpu_blocks)]
         self.null_block = self.blocks[0]
         self.null_block.is_null = True
@@ -147,6 +166,11 @@ class BlockPool:
         self._evictions: list[tuple[int, bytes]] = []
         self.num_resets = 0
         """How often the whole prefix cache was forgotten."""
+
+    def follow_release(self, switches: Switches) -> None:
+        """Free blocks in the order of a release."""
+        appended = switches.append_uncached and not self.enable_caching
+        self.unhashed_first = switches.free_unhashed_first and not appended
 
     def get_cached_block(self, block_hash: bytes) -> KVCacheBlock | None:
         """A block that holds these tokens after this prefix, in use or free; None: a miss."""
@@ -201,6 +225,9 @@ class BlockPool:
             block.ref_cnt -= 1
             if block.ref_cnt == 0:
                 freed.append(block)
+        if self.unhashed_first:
+            self.free_block_queue.prepend_n(b for b in freed if b.block_hash is None)
+            freed = [block for block in freed if block.block_hash is not None]
         self.free_block_queue.append_n(freed)
 
     def reset_prefix_cache(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minivllm.core.block_pool import BlockPool, KVCacheBlock, hash_block_tokens
+from minivllm.core.releases import Switches
 from minivllm.core.request import Request
 
 
@@ -41,6 +42,9 @@ class KVCacheManager:
         block_size: token slots in a block.
         enable_caching: share full blocks between requests with equal prefixes.
         num_cpu_blocks: blocks of the CPU pool for preemption by swap.
+        num_lookahead_tokens: slots beyond a request's tokens, where a proposer of tokens writes
+            keys and values of its own.
+        max_model_len: beyond which there is no slot.
 
     Source: vllm/v1/core/kv_cache_manager.py:110 and, for one group of full-attention layers,
     vllm/v1/core/single_type_kv_cache_manager.py:31. The CPU pool is vLLM V0's (BlockSpaceManager,
@@ -48,7 +52,13 @@ class KVCacheManager:
     """
 
     def __init__(
-        self, num_gpu_blocks: int, block_size: int, enable_caching: bool, num_cpu_blocks: int = 0
+        self,
+        num_gpu_blocks: int,
+        block_size: int,
+        enable_caching: bool,
+        num_cpu_blocks: int = 0,
+        num_lookahead_tokens: int = 0,
+        max_model_len: int = 0,
     ) -> None:
         self.block_size = block_size
         self.enable_caching = enable_caching
@@ -60,6 +70,14 @@ class KVCacheManager:
         self.num_cpu_blocks = num_cpu_blocks
         self.free_cpu_blocks = list(range(num_cpu_blocks))[::-1]
         self.req_to_cpu_blocks: dict[str, list[int]] = {}
+        self.num_lookahead_tokens = num_lookahead_tokens
+        self.max_model_len = max_model_len
+        self.lookahead_at_admission = False
+
+    def follow_release(self, switches: Switches) -> None:
+        """Give and free blocks as a release does."""
+        self.lookahead_at_admission = switches.lookahead_at_admission
+        self.block_pool.follow_release(switches)
 
     @property
     def usage(self) -> float:
@@ -78,7 +96,7 @@ class KVCacheManager:
         Source: vllm/v1/core/kv_cache_manager.py:194.
         """
         computed: list[KVCacheBlock] = []
-        if self.enable_caching:
+        if self.enable_caching and not request.skip_reading_prefix_cache:
             for index in range((request.num_tokens - 1) // self.block_size):
                 block = self.block_pool.get_cached_block(self._block_hash(request, index))
                 if block is None:
@@ -92,6 +110,7 @@ class KVCacheManager:
         num_new_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock] = (),
         full_sequence_must_fit: bool = False,
+        num_reserved_blocks: int = 0,
     ) -> list[KVCacheBlock] | None:
         """Make room for a request's next `num_new_tokens` tokens, all or nothing.
 
@@ -101,6 +120,7 @@ class KVCacheManager:
             num_new_tokens: tokens to compute in this step, at least 1.
             new_computed_blocks: what `get_computed_blocks` found, at admission.
             full_sequence_must_fit: refuse unless all the tokens known so far would fit.
+            num_reserved_blocks: refuse unless so many blocks stay free (the watermark).
 
         Returns:
             The blocks appended to its table, or None, and nothing changed, if they are not
@@ -113,10 +133,15 @@ class KVCacheManager:
         num_computed_tokens = request.num_computed_tokens + len(new_computed_blocks) * block_size
         num_tokens = num_computed_tokens + num_new_tokens
         num_held_blocks = len(blocks) + len(new_computed_blocks)
-        num_new_blocks = cdiv(num_tokens, block_size) - num_held_blocks
+        num_slots = num_tokens
+        if self.num_lookahead_tokens:
+            num_slots = self._num_slots(request, num_tokens)
+        num_new_blocks = 0
+        if num_slots > num_held_blocks * block_size:  # most decodes have room in their last block
+            num_new_blocks = cdiv(num_slots, block_size) - num_held_blocks
 
         if num_new_blocks > 0 or new_computed_blocks or full_sequence_must_fit:
-            num_blocks = self.get_num_blocks_to_allocate(
+            num_blocks = num_reserved_blocks + self.get_num_blocks_to_allocate(
                 request, num_new_tokens, new_computed_blocks, full_sequence_must_fit
             )
             if num_blocks > self.block_pool.get_num_free_blocks():
@@ -139,7 +164,7 @@ class KVCacheManager:
         new_computed_blocks: Sequence[KVCacheBlock] = (),
         full_sequence_must_fit: bool = False,
     ) -> int:
-        """Free blocks that `allocate_slots` wants, of the same arguments.
+        """Free blocks that `allocate_slots` wants, of the same arguments, the reserve apart.
 
         Source: vllm/v1/core/single_type_kv_cache_manager.py:89.
         """
@@ -147,17 +172,25 @@ class KVCacheManager:
         num_held_blocks = len(self.req_to_blocks.get(request.request_id, ()))
         num_held_blocks += len(new_computed_blocks)
         num_computed_tokens = request.num_computed_tokens + len(new_computed_blocks) * block_size
-        num_tokens = num_computed_tokens + num_new_tokens
+        num_tokens = self._num_slots(request, num_computed_tokens + num_new_tokens)
         if full_sequence_must_fit:
             num_tokens = max(num_tokens, request.num_tokens)
         # Reviving a free block takes it from the free queue, as handing it out would.
         num_revived = sum(block.ref_cnt == 0 for block in new_computed_blocks)
         return max(cdiv(num_tokens, block_size) - num_held_blocks, 0) + num_revived
 
+    def _num_slots(self, request: Request, num_tokens: int) -> int:
+        """Slots for a request's first tokens, those of a proposer behind them included."""
+        if not self.num_lookahead_tokens or not (
+            self.lookahead_at_admission or request.request_id in self.req_to_blocks
+        ):
+            return num_tokens
+        return min(num_tokens + self.num_lookahead_tokens, self.max_model_len)
+
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Publish the blocks that this step fills: a neighbour in the same batch may use them.
 
-        A block with a token that is not known yet (async scheduling) has to wait.
+        A block with a token that is not known yet (proposed, or on its way) has to wait.
 
         Source: vllm/v1/core/kv_cache_manager.py:544.
         """
@@ -177,7 +210,10 @@ class KVCacheManager:
         while len(hashes) <= index:
             start = len(hashes) * self.block_size
             token_ids = request.all_token_ids[start : start + self.block_size]
-            hashes.append(hash_block_tokens(hashes[-1] if hashes else None, token_ids))
+            if hashes:
+                hashes.append(hash_block_tokens(hashes[-1], token_ids))
+            else:
+                hashes.append(hash_block_tokens(None, token_ids, request.prompt.cache_salt))
         return hashes[index]
 
     def uncache_uncomputed_blocks(self, request: Request) -> None:
@@ -227,4 +263,5 @@ class KVCacheManager:
         cpu_blocks = self.req_to_cpu_blocks.pop(request.request_id)
         block_ids = self.get_block_ids(request.request_id)[: len(cpu_blocks)]
         self.free_cpu_blocks.extend(reversed(cpu_blocks))
-        return list(zip(cpu_blocks, block_ids, strict=True))
+        # Fewer, if the last ones held nothing but proposed tokens that were rejected meanwhile.
+        return list(zip(cpu_blocks, block_ids, strict=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from minivllm.core.output import SchedulerOutput
+from minivllm.core.output import SchedulerOutput, TokenIds
 from minivllm.core.request import Request, RequestStatus
 
 if TYPE_CHECKING:
@@ -24,13 +24,16 @@ class SchedulerObserver(Protocol):
     def requests_finished(self, requests: Sequence[Request], status: RequestStatus) -> None:
         """Requests were ended from outside."""
 
+    def tokens_proposed(self, draft_token_ids: Mapping[str, Sequence[int]]) -> None:
+        """These requests were given proposed tokens, for the next step to verify."""
+
     def step_planned(self, output: SchedulerOutput) -> None:
         """`schedule()` has decided."""
 
     def step_updated(
         self,
         output: SchedulerOutput,
-        sampled_token_ids: Mapping[str, int],
+        sampled_token_ids: Mapping[str, TokenIds],
         finished: Sequence[Request],
     ) -> None:
         """The tokens of a plan are in, and these requests have ended with them."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minivllm.core.request import Request
 from minivllm.core.stats import StepStats
+
+TokenIds = int | Sequence[int]
+"""What a step gives a request: a token, or, if some were proposed to it, all that it gets."""
 
 
 @dataclass(slots=True)
@@ -34,9 +38,10 @@ class AdmissionStop:
     request: Request
     reason: str
     """`preempted_in_this_step`, or the knob that bound: `max_num_batched_tokens`, `max_num_seqs`,
-    `enable_chunked_prefill` or `num_gpu_blocks`."""
+    `max_num_active_seqs`, `prefill_schedule_interval`, `enable_chunked_prefill`, `num_gpu_blocks`
+    or `watermark`."""
     num_blocks_needed: int | None = None
-    """If blocks bound."""
+    """If blocks bound; those that the watermark keeps free come on top."""
     num_free_blocks: int | None = None
 
 
@@ -54,6 +59,10 @@ class SchedulerOutput:
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
     """Tokens of each request, in the order of scheduling: RUNNING first, then the admitted."""
     total_num_scheduled_tokens: int = 0
+    long_prefill_token_threshold: int = 0
+    """Most tokens for one request in this step; 0: no cap."""
+    holds_prefills: bool = False
+    """Whether this step only decodes (`prefill_schedule_interval`)."""
     scheduled_new_reqs: list[Request] = field(default_factory=list)
     """Admitted for the first time."""
     scheduled_resumed_reqs: list[Request] = field(default_factory=list)
@@ -62,7 +71,12 @@ class SchedulerOutput:
     new_block_ids: dict[str, list[int]] = field(default_factory=dict)
     """Whole block table of the new and the resumed; what was appended, of the running."""
     num_left_tokens: dict[str, int] = field(default_factory=dict)
-    """Known tokens that a cap left for a later step, of each request that one cut."""
+    """Known or proposed tokens that a cap left, of each request that one cut."""
+    scheduled_spec_decode_tokens: dict[str, list[int]] = field(default_factory=dict)
+    """Proposed tokens that the step verifies, the last of their request's; -1 pads a request to
+    the size of the others, and is never accepted."""
+    num_draft_slots: int = 0
+    """Tokens of the budget that each request of the step takes for its proposer."""
     preempted_req_ids: list[str] = field(default_factory=list)
     preemptions: list[Preemption] = field(default_factory=list)
     """Why, one for each of `preempted_req_ids`."""

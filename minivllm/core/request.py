@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
+from minivllm.core.prompt import TokenizedPrompt
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.stats import RequestMetrics
 
@@ -54,11 +55,13 @@ class Request:
 
     Args:
         request_id: unique among the unfinished requests of a scheduler.
-        prompt_token_ids: at least one token id.
+        prompt_token_ids: at least one token id, or a prompt that has been checked.
         sampling_params: when to stop, and how to sample. Default: `SamplingParams()`.
         priority: lower runs first under the `priority` policy.
         arrival_time: breaks ties among equal priorities; None: set when the request is added.
         eos_token_id: the model's end-of-sequence token or tokens; None: nothing ends it but length.
+        bad_words_token_ids: the tokens of `sampling_params.bad_words`.
+        cache_salt: see `TokenizedPrompt`, which brings its own.
 
     Raises:
         ValueError: on an empty prompt, a negative token id or an unusable priority.
@@ -69,33 +72,39 @@ class Request:
     def __init__(
         self,
         request_id: str,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: Sequence[int] | TokenizedPrompt,
         sampling_params: SamplingParams | None = None,
         *,
         priority: int = 0,
         arrival_time: float | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        bad_words_token_ids: Sequence[Sequence[int]] = (),
+        cache_salt: str | None = None,
     ) -> None:
-        if len(prompt_token_ids) == 0:
-            raise ValueError(f"request {request_id}: the prompt is empty; give at least one token")
-        for position, token_id in enumerate(prompt_token_ids):
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-                raise ValueError(
-                    f"request {request_id}: prompt token {position} must be an integer >= 0, "
-                    f"got {token_id!r}"
-                )
+        if isinstance(prompt_token_ids, TokenizedPrompt):
+            prompt = prompt_token_ids
+        else:
+            try:
+                prompt = TokenizedPrompt(prompt_token_ids, cache_salt=cache_salt)
+            except ValueError as error:
+                raise ValueError(f"request {request_id}: {error}") from None
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"request {request_id}: priority must be an integer, got {priority!r}")
         params = sampling_params if sampling_params is not None else SamplingParams()
 
         self.request_id = request_id
-        self.prompt_token_ids = list(prompt_token_ids)
+        self.prompt = prompt
+        self.prompt_token_ids = prompt.token_ids
         self.sampling_params = params
         self.priority = priority
         self.arrival_time = arrival_time
 
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
+        self.is_prefill_chunk = False
+        """Its last step left known tokens for a later one. Kept while somebody asks for it."""
+        self.spec_token_ids: list[int] = []
+        """Proposed for the positions after the known ones; the next step verifies them."""
         self.num_output_placeholders = 0
         """Tokens that steps in flight will give, counted already: async scheduling only."""
         self.num_prompt_tokens = len(self.prompt_token_ids)
@@ -108,14 +117,21 @@ class Request:
         """How far it had got at its preemptions: tokens below this are computed again."""
 
         self.max_tokens = params.max_tokens
-        if eos_token_id is None or params.ignore_eos:
-            self.eos_token_ids: frozenset[int] = frozenset()
+        if eos_token_id is None:
+            eos_token_id = ()
         elif isinstance(eos_token_id, int):
-            self.eos_token_ids = frozenset((eos_token_id,))
-        else:
-            self.eos_token_ids = frozenset(eos_token_id)
-        stop_ids = params.stop_token_ids or ()
-        self.stop_token_ids = self.eos_token_ids.union(stop_ids)
+            eos_token_id = (eos_token_id,)
+        stop_token_ids = params.stop_token_ids or ()
+        self.eos_token_ids = frozenset(() if params.ignore_eos else eos_token_id)
+        self.stop_token_ids = self.eos_token_ids.union(stop_token_ids)
+        self.all_stop_token_ids = self.stop_token_ids.union(eos_token_id)
+        """Not sampled before `min_tokens`: EOS too, where it is ignored (as in vLLM)."""
+        self.bad_words_token_ids = bad_words_token_ids
+        skip = params.skip_reading_prefix_cache
+        self.skip_reading_prefix_cache = (
+            params.prompt_logprobs is not None if skip is None else skip
+        )
+        """Its whole prompt is computed: what the cache holds has no logits."""
 
         self.block_hashes: list[bytes] = []
         """Hash of each full block's tokens, chained; filled by the KV cache manager."""
@@ -130,9 +146,14 @@ class Request:
         return len(self.all_token_ids) + self.num_output_placeholders
 
     @property
+    def num_tokens_with_spec(self) -> int:
+        """Tokens known or proposed: what `num_computed_tokens` is to catch up with."""
+        return len(self.all_token_ids) + self.num_output_placeholders + len(self.spec_token_ids)
+
+    @property
     def is_caught_up(self) -> bool:
         """Whether all known tokens are computed or planned: such a step samples the next one."""
-        return self.num_computed_tokens == len(self.all_token_ids) + self.num_output_placeholders
+        return self.num_computed_tokens >= len(self.all_token_ids) + self.num_output_placeholders
 
     @property
     def num_output_tokens(self) -> int:
@@ -170,17 +191,29 @@ class Request:
         )
 
 
-def check_stop(request: Request, max_model_len: int) -> bool:
+def check_stop(
+    request: Request,
+    max_model_len: int,
+    min_tokens_last: bool = False,
+    keep_upstream_bugs: bool = False,
+) -> bool:
     """Whether the token just appended ends the request; sets its status if so.
+
+    Args:
+        request: with its newest token.
+        max_model_len: of the scheduler.
+        min_tokens_last: whether a stop token ends it before its `min_tokens` too, as in newer
+            releases, which leave it to the sampler that there is none.
+        keep_upstream_bugs: whether its length does not end it before its `min_tokens`.
 
     Source: vllm/v1/core/sched/utils.py:94.
     """
     num_output_tokens = len(request.output_token_ids)
     last_token_id = request.output_token_ids[-1]
-    if (
-        last_token_id in request.stop_token_ids
-        and num_output_tokens >= request.sampling_params.min_tokens
-    ):
+    too_early = not min_tokens_last and num_output_tokens < request.sampling_params.min_tokens
+    if too_early and keep_upstream_bugs:
+        return False
+    if last_token_id in request.stop_token_ids and not too_early:
         request.status = RequestStatus.FINISHED_STOPPED
         if last_token_id not in request.eos_token_ids:
             request.stop_reason = last_token_id

@@ -1,22 +1,31 @@
 """Continuous batching: who computes how many tokens in the next step.
 
-Each step lets every request's `num_computed_tokens` catch up with its `num_tokens`. That one
-rule covers a prompt taken whole, a prompt in chunks, a prefix found in the cache, a decode of
-one token, and the recomputation after a preemption. Iteration-level scheduling is Orca's (Yu et
-al. 2022, §3); the decisions here are those of vLLM 0.22.1, vllm/v1/core/sched/scheduler.py,
-in the same order.
+Each step lets every request's `num_computed_tokens` catch up with its `num_tokens_with_spec`, the
+tokens known and those proposed. That one rule covers a prompt taken whole, a prompt in chunks, a
+prefix found in the cache, a decode of one token, the check of a few proposed ones, and the
+recomputation after a preemption. Iteration-level scheduling is Orca's (Yu et al. 2022, §3); the
+decisions here are those of vLLM 0.22.1, vllm/v1/core/sched/scheduler.py, in the same order. Where
+a later release decides otherwise, a switch says so (`releases.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from minivllm.core.block_pool import KVCacheBlock
 from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import KVCacheManager, cdiv
 from minivllm.core.observer import SchedulerObserver
-from minivllm.core.output import AdmissionStop, EngineCoreOutput, Preemption, SchedulerOutput
+from minivllm.core.output import (
+    AdmissionStop,
+    EngineCoreOutput,
+    Preemption,
+    SchedulerOutput,
+    TokenIds,
+)
+from minivllm.core.prefill_cadence import PrefillCadence
+from minivllm.core.releases import switches_of
 from minivllm.core.request import Request, RequestStatus, check_stop
 from minivllm.core.request_queue import create_request_queue
 from minivllm.core.stats import SchedulerStats, StepStats
@@ -57,7 +66,13 @@ class Scheduler:
             config.block_size,
             config.enable_prefix_caching,
             config.num_cpu_blocks if config.preemption_mode == "swap" else 0,
+            config.num_lookahead_tokens,
+            config.max_model_len,
         )
+        self.prefill_cadence = PrefillCadence(
+            config.prefill_schedule_interval, notes_chunks=config.num_speculative_tokens > 0
+        )
+        self.follow_release()
         self.select_victim: VictimPolicy = VICTIM_POLICIES[victim_policy_name(config)]
         """Replace it to try another policy."""
 
@@ -69,6 +84,15 @@ class Scheduler:
         self.observer = observer
         if observer:
             observer.begin(self)
+
+    def follow_release(self) -> None:
+        """Look up once how the release in `config` decides; again, if `config` was replaced."""
+        self.switches = switches_of(self.config.vllm_version)
+        self.kv_cache_manager.follow_release(self.switches)
+        self.prefill_cadence.interval = self.config.prefill_schedule_interval
+        self.max_num_scheduled_tokens = self.config.max_num_scheduled_tokens
+        has_draft_model = self.config.num_lookahead_tokens > 0
+        self.num_draft_slots = int(has_draft_model and self.switches.draft_slots_as_used)
 
     @property
     def history(self) -> Any:
@@ -108,6 +132,7 @@ class Scheduler:
         request.metrics.arrival_time = self.clock() if self.clock else None
         if self.config.admission_control:
             request.error = self.refusal_reason(request)
+        request.error = request.error or self._queue_is_full(request)
         if request.error:
             request.status = RequestStatus.FINISHED_IGNORED
             self.stats.num_refused += 1
@@ -137,7 +162,8 @@ class Scheduler:
         max_tokens = config.max_model_len if request.max_tokens is None else request.max_tokens
         # The last output token is never computed: nothing follows it.
         most_computed = min(num_prompt_tokens + max_tokens, config.max_model_len) - 1
-        num_blocks = cdiv(most_computed, config.block_size)
+        num_slots = min(most_computed + config.num_lookahead_tokens, config.max_model_len)
+        num_blocks = cdiv(num_slots, config.block_size)
         if num_blocks > config.num_gpu_blocks:
             return (
                 f"request {request.request_id}: {num_prompt_tokens} prompt tokens and up to "
@@ -156,6 +182,28 @@ class Scheduler:
                 f"max_num_batched_tokens={config.max_num_batched_tokens}. Raise it, or set "
                 f"enable_chunked_prefill."
             )
+        return None
+
+    def _queue_is_full(self, request: Request) -> str | None:
+        """Why the request should go elsewhere; None: it may queue.
+
+        vLLM says so at the front door, with HTTP 503.
+        """
+        most_reqs, most_tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
+        if most_reqs is not None and len(self.requests) >= most_reqs:
+            return (
+                f"request {request.request_id}: {len(self.requests)} requests are unfinished, and "
+                f"max_num_queued_reqs={most_reqs}. Try again later, or raise it."
+            )
+        if most_tokens is not None:
+            prefilling = (r for r in self.requests.values() if not r.output_token_ids)
+            num_tokens = sum(r.num_prompt_tokens for r in prefilling)
+            if num_tokens >= most_tokens:
+                return (
+                    f"request {request.request_id}: {num_tokens} prompt tokens wait for their "
+                    f"first token, and max_num_queued_tokens={most_tokens}. Try again later, or "
+                    f"raise it."
+                )
         return None
 
     def finish_requests(
@@ -213,11 +261,16 @@ class Scheduler:
         Source: vllm/v1/core/sched/scheduler.py:329.
         """
         output = SchedulerOutput(
-            self.step, StepStats(self.step), finished_req_ids=self.finished_req_ids
+            self.step,
+            StepStats(self.step),
+            long_prefill_token_threshold=self._most_tokens_for_one(),
+            holds_prefills=self.prefill_cadence.holds(self.running),
+            num_draft_slots=self.num_draft_slots,
+            finished_req_ids=self.finished_req_ids,
         )
         self.finished_req_ids = set()
 
-        token_budget = self._schedule_running(output, self.config.max_num_batched_tokens)
+        token_budget = self._schedule_running(output, self.max_num_scheduled_tokens)
         if not output.preempted_req_ids:
             # A step that was short of blocks admits no one: a newcomer would take what the
             # victim has just given back.
@@ -226,9 +279,23 @@ class Scheduler:
             head = self.waiting.peek_request()
             output.admission_stopped = AdmissionStop(head, "preempted_in_this_step")
 
-        output.total_num_scheduled_tokens = self.config.max_num_batched_tokens - token_budget
+        num_draft_slots = self.num_draft_slots * len(output.num_scheduled_tokens)
+        output.total_num_scheduled_tokens = (
+            self.max_num_scheduled_tokens - token_budget - num_draft_slots
+        )
+        self.prefill_cadence.planned(output, len(self.waiting))
         self._update_after_schedule(output)
         return output
+
+    def _most_tokens_for_one(self) -> int:
+        """`long_prefill_token_threshold` of the step to come; 0: no cap."""
+        threshold = self.config.long_prefill_token_threshold
+        num_reqs = len(self.running) + len(self.waiting)
+        if self.switches.lone_request_uncapped and num_reqs <= 1:
+            return 0  # there is nobody to keep tokens for
+        if threshold and self.config.long_prefill_token_threshold_adaptive:
+            return max(threshold, self.config.max_num_batched_tokens // num_reqs)
+        return threshold
 
     def _schedule_running(self, output: SchedulerOutput, token_budget: int) -> int:
         """Give each running request its tokens; preempt where blocks are short.
@@ -238,13 +305,17 @@ class Scheduler:
 
         Source: vllm/v1/core/sched/scheduler.py:366.
         """
-        threshold = self.config.long_prefill_token_threshold
+        threshold = output.long_prefill_token_threshold
+        holds_prefills, num_draft_slots = output.holds_prefills, output.num_draft_slots
         last_position = self.config.max_model_len - 1
         allocate_slots = self.kv_cache_manager.allocate_slots
         req_index = 0
         while req_index < len(self.running) and token_budget > 0:
             request = self.running[req_index]
-            gap = request.num_tokens - request.num_computed_tokens
+            if holds_prefills and request.is_prefill_chunk:
+                req_index += 1
+                continue
+            gap = request.num_tokens_with_spec - request.num_computed_tokens
             num_new_tokens = gap
             if 0 < threshold < num_new_tokens:
                 num_new_tokens = threshold
@@ -259,14 +330,19 @@ class Scheduler:
             while (new_blocks := allocate_slots(request, num_new_tokens)) is None:
                 victim = self.select_victim(self.running)
                 output.preemptions.append(self._reason(victim, request, num_new_tokens, output))
-                self.running.remove(victim)
+                place = self.running.index(victim)
+                del self.running[place]
                 if victim.request_id in output.num_scheduled_tokens:
                     token_budget += self._unschedule(victim, output)
+                    req_index -= 1
+                elif place < req_index and self.switches.skipped_victim_counts:
                     req_index -= 1
                 self._preempt_request(victim, output)
                 if victim is request:
                     break
             if new_blocks is None:
+                if self.switches.self_preemption_goes_on and self.config.policy == "priority":
+                    continue  # with whoever stood behind it
                 break  # the request preempted itself: no one was left to yield
 
             request_id = request.request_id
@@ -276,7 +352,9 @@ class Scheduler:
                 output.new_block_ids[request_id] = [block.block_id for block in new_blocks]
             if num_new_tokens < gap:
                 output.num_left_tokens[request_id] = gap - num_new_tokens
-            token_budget -= num_new_tokens
+            if request.spec_token_ids:
+                self._schedule_drafts(request, num_new_tokens, output)
+            token_budget -= num_new_tokens + num_draft_slots
             req_index += 1
         return token_budget
 
@@ -293,14 +371,16 @@ class Scheduler:
         """
         config = self.config
         manager = self.kv_cache_manager
-        threshold = config.long_prefill_token_threshold
+        threshold = output.long_prefill_token_threshold
+        max_num_seqs = config.max_num_active_seqs or config.max_num_seqs
+        watermark_blocks = config.watermark_blocks
         stopped_by, num_blocks_needed = "", None
         while len(self.waiting):
-            if token_budget == 0:
+            if token_budget <= 0:
                 stopped_by = "max_num_batched_tokens"
                 break
-            if len(self.running) >= config.max_num_seqs:
-                stopped_by = "max_num_seqs"
+            if len(self.running) >= max_num_seqs:
+                stopped_by = "max_num_active_seqs" if config.max_num_active_seqs else "max_num_seqs"
                 break
             request = self.waiting.peek_request()
             swapped_out = request.num_computed_tokens > 0
@@ -311,6 +391,16 @@ class Scheduler:
 
             # All known tokens, not the prompt alone: a resumed request has output to recompute.
             gap = request.num_tokens - request.num_computed_tokens - num_cached_tokens
+            if output.holds_prefills and gap > 1:
+                stopped_by = "prefill_schedule_interval"
+                break
+            num_padding = 0
+            if gap == 1 and self.switches.pads_decodes and config.num_speculative_tokens:
+                num_padding = self._num_padding(request.num_tokens, token_budget, output)
+                if token_budget <= num_padding:
+                    stopped_by = "max_num_batched_tokens"
+                    break
+                gap += num_padding
             num_new_tokens = gap
             if 0 < threshold < num_new_tokens:
                 num_new_tokens = threshold
@@ -321,9 +411,11 @@ class Scheduler:
                 num_new_tokens = token_budget
 
             wanted = (request, num_new_tokens, new_computed_blocks, config.reserve_full_prompt)
-            if manager.allocate_slots(*wanted) is None:
-                stopped_by = "num_gpu_blocks"
+            reserve = watermark_blocks if self.running else 0
+            if manager.allocate_slots(*wanted, num_reserved_blocks=reserve) is None:
                 num_blocks_needed = manager.get_num_blocks_to_allocate(*wanted)
+                fits = num_blocks_needed <= manager.block_pool.get_num_free_blocks()
+                stopped_by = "watermark" if fits else "num_gpu_blocks"
                 break
 
             self.waiting.pop_request()
@@ -333,7 +425,7 @@ class Scheduler:
             admitted.append(request)
             if swapped_out:
                 output.blocks_to_swap_in += self._swap_in(request)
-            else:
+            elif not request.skip_reading_prefix_cache:
                 output.stats.prefix_cache_queries += request.num_tokens
                 output.stats.prefix_cache_hits += num_cached_tokens
             request.num_computed_tokens += num_cached_tokens
@@ -343,8 +435,10 @@ class Scheduler:
             output.new_block_ids[request_id] = manager.get_block_ids(request_id)
             if num_new_tokens < gap:
                 output.num_left_tokens[request_id] = gap - num_new_tokens
+            if num_padding and num_new_tokens > 1:
+                output.scheduled_spec_decode_tokens[request_id] = [-1] * (num_new_tokens - 1)
             request.status = RequestStatus.RUNNING
-            token_budget -= num_new_tokens
+            token_budget -= num_new_tokens + self.num_draft_slots
         if stopped_by:
             output.admission_stopped = AdmissionStop(
                 self.waiting.peek_request(),
@@ -353,6 +447,36 @@ class Scheduler:
                 manager.block_pool.get_num_free_blocks(),
             )
         return token_budget
+
+    def _schedule_drafts(
+        self, request: Request, num_new_tokens: int, output: SchedulerOutput
+    ) -> None:
+        """Note which of its proposed tokens the step verifies; the others are forgotten.
+
+        Source: vllm/v1/core/sched/scheduler.py:502.
+        """
+        num_drafts = request.num_computed_tokens + num_new_tokens - request.num_tokens
+        if num_drafts > 0:
+            drafts = request.spec_token_ids[:num_drafts]
+            output.scheduled_spec_decode_tokens[request.request_id] = drafts
+        request.spec_token_ids = []
+
+    def _num_padding(self, num_tokens: int, token_budget: int, output: SchedulerOutput) -> int:
+        """Tokens that bring a newcomer with one token to compute to the size of the decodes, for
+        the sake of a CUDA graph; as much as the budget, and so more than fits, where the newcomer
+        has to wait instead.
+
+        Source: v0.33.0:vllm/v1/core/sched/scheduler.py:1308.
+        """
+        beside = output.scheduled_running_reqs or (self.switches.pads_alone and num_tokens > 1)
+        if not beside or any(r.is_prefill_chunk for r in output.scheduled_running_reqs):
+            return 0
+        num_padding = self.config.num_speculative_tokens
+        if self.switches.pads_before_the_end:
+            return num_padding if num_tokens + num_padding < self.config.max_model_len else 0
+        return (
+            num_padding if num_tokens + num_padding <= self.config.max_model_len else token_budget
+        )
 
     def _reason(
         self, victim: Request, request: Request, num_new_tokens: int, output: SchedulerOutput
@@ -381,7 +505,8 @@ class Scheduler:
         if not self.config.keep_upstream_bugs:
             self.kv_cache_manager.uncache_uncomputed_blocks(victim)
         output.num_left_tokens.pop(victim.request_id, None)
-        return output.num_scheduled_tokens.pop(victim.request_id)
+        output.scheduled_spec_decode_tokens.pop(victim.request_id, None)
+        return output.num_scheduled_tokens.pop(victim.request_id) + self.num_draft_slots
 
     def _preempt_request(self, request: Request, output: SchedulerOutput) -> None:
         """Take a running request's blocks and put it back at the front of WAITING.
@@ -403,6 +528,7 @@ class Scheduler:
                 request.max_num_computed_tokens, request.num_computed_tokens
             )
             request.num_computed_tokens = 0
+        request.spec_token_ids = []
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
         output.preempted_req_ids.append(request.request_id)
@@ -451,14 +577,17 @@ class Scheduler:
     # --- the step has run -----------------------------------------------------------------
 
     def update_from_output(
-        self, scheduler_output: SchedulerOutput, sampled_token_ids: Mapping[str, int]
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled_token_ids: Mapping[str, TokenIds],
     ) -> list[EngineCoreOutput]:
         """Take the sampled tokens: `num_tokens` moves ahead, and some requests end.
 
         Args:
             scheduler_output: the plan that was executed.
             sampled_token_ids: one token for each request of the plan whose last known token
-                was computed; a request in the middle of its prompt has none.
+                was computed; a request in the middle of its prompt has none. Of a request with
+                proposed tokens, all that it gets: those accepted, and one more.
 
         Returns:
             One output for each request that got a token, in the order of scheduling.
@@ -471,26 +600,38 @@ class Scheduler:
         outputs: list[EngineCoreOutput] = []
         finished: list[Request] = []
         now = self.clock() if self.clock else None
+        max_model_len, min_tokens_last = self.config.max_model_len, self.switches.min_tokens_last
+        keep_upstream_bugs = self.config.keep_upstream_bugs
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)
             if request is None:
                 continue  # aborted while the step ran
-            token_id = sampled_token_ids.get(request_id)
-            if (token_id is None) == request.is_caught_up:
-                problem = "misses" if token_id is None else "must not have"
+            token_ids = sampled_token_ids.get(request_id)
+            if (token_ids is None) == request.is_caught_up:
+                problem = "misses" if token_ids is None else "must not have"
                 raise ValueError(f"{request} {problem} a sampled token in step {self.step - 1}")
-            if token_id is None:
+            if token_ids is None:
                 continue
+            if isinstance(token_ids, int):
+                token_ids = (token_ids,)
+            if drafts := scheduler_output.scheduled_spec_decode_tokens.get(request_id, ()):
+                self._take_back_rejected(request, len(drafts), len(token_ids) - 1)
 
-            request.append_output_token_id(token_id)
-            request.metrics.token_steps.append(scheduler_output.step)
-            if now is not None:
-                request.metrics.token_times.append(now)
-            engine_output = EngineCoreOutput(request_id, [token_id])
-            if check_stop(request, self.config.max_model_len):
-                engine_output.finish_reason = RequestStatus.get_finished_reason(request.status)
-                engine_output.stop_reason = request.stop_reason
-                finished.append(request)
+            engine_output = EngineCoreOutput(request_id, [])
+            for token_id in token_ids:
+                request.append_output_token_id(token_id)
+                engine_output.new_token_ids.append(token_id)
+                request.metrics.token_steps.append(scheduler_output.step)
+                if now is not None:
+                    request.metrics.token_times.append(now)
+                if check_stop(request, max_model_len, min_tokens_last, keep_upstream_bugs):
+                    engine_output.finish_reason = RequestStatus.get_finished_reason(request.status)
+                    engine_output.stop_reason = request.stop_reason
+                    finished.append(request)
+                    break  # what was accepted behind it is dropped
+            if drafts and self.switches.accepted_cached_at_once:
+                self._cache_accepted(request)
+            if request.is_finished:
                 self._free_request(request)
             outputs.append(engine_output)
 
@@ -500,6 +641,54 @@ class Scheduler:
         if self.observer:
             self.observer.step_updated(scheduler_output, sampled_token_ids, finished)
         return outputs
+
+    def _take_back_rejected(self, request: Request, num_drafts: int, num_accepted: int) -> None:
+        """Count the tokens that were computed on a wrong guess as not computed.
+
+        Raises:
+            ValueError: if the request gets no token, or more than were proposed and one.
+
+        Source: vllm/v1/core/sched/scheduler.py:1371.
+        """
+        if not 0 <= num_accepted <= num_drafts:
+            raise ValueError(
+                f"{request}: with {num_drafts} proposed tokens it gets 1 to {num_drafts + 1} "
+                f"sampled ones, not {num_accepted + 1}"
+            )
+        request.num_computed_tokens -= num_drafts - num_accepted
+        self.stats.num_drafts += 1
+        self.stats.num_draft_tokens += num_drafts
+        self.stats.num_accepted_tokens += num_accepted
+
+    def _cache_accepted(self, request: Request) -> None:
+        """Publish the blocks that accepted tokens filled; one that yielded meanwhile has none."""
+        if request.request_id in self.kv_cache_manager.req_to_blocks:
+            self.kv_cache_manager.cache_blocks(request, request.num_tokens - 1)
+
+    def update_draft_token_ids(self, draft_token_ids: Mapping[str, Sequence[int]]) -> None:
+        """Take the tokens proposed for the next step: at most `num_speculative_tokens` a request.
+
+        A request that has ended, or is in the middle of its prompt, gets none.
+
+        Raises:
+            ValueError: if there are too many.
+
+        Source: vllm/v1/core/sched/scheduler.py:1691.
+        """
+        taken: dict[str, list[int]] = {}
+        most = self.config.num_speculative_tokens
+        for request_id, token_ids in draft_token_ids.items():
+            request = self.requests.get(request_id)
+            if len(token_ids) > most:
+                raise ValueError(
+                    f"request {request_id}: {len(token_ids)} tokens are proposed, "
+                    f"num_speculative_tokens={most} allows fewer. Propose less, or raise it."
+                )
+            if request and request.num_computed_tokens >= request.num_tokens - 1:
+                request.spec_token_ids = list(token_ids)
+                taken[request_id] = request.spec_token_ids
+        if self.observer:
+            self.observer.tokens_proposed(taken)
 
     def _free_request(self, request: Request) -> None:
         """Give back all that a finished request holds."""

@@ -119,6 +119,10 @@ class SchedulerStats:
     num_evictions: int = 0
     num_swapped_out_blocks: int = 0
     num_swapped_in_blocks: int = 0
+    num_drafts: int = 0
+    """Times that proposed tokens were verified (vLLM's `SpecDecodingStats`, as the next two)."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_finished: int = 0
     num_refused: int = 0
     sum_kv_cache_usage: float = 0.0

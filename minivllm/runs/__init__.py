@@ -1,8 +1,9 @@
 """Runs as data: what goes in, what was decided, told and replayed. Standard library only.
 
 `scenario` and `scenarios` are inputs, `drive` runs them without a model, `recorder` and `input_log`
-observe a scheduler and write its history (`snapshot`), `replay` runs that again, `explain` tells a
-step in sentences, and `conformance` compares a run with vLLM's.
+observe a scheduler and write its history (`snapshot`), `replay` runs that again, `recording` and
+`recorded` are a real server's run, written and replayed, `explain` tells a step in sentences, and
+`conformance` compares a run with vLLM's.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
 from minivllm.core import Request, Scheduler
 from minivllm.runs import observe
+from minivllm.runs.guesses import ACCEPTANCE_RATE, Guesses, propose, sampled_tokens
 from minivllm.runs.scenario import Scenario
 from minivllm.runs.scenarios import SCENARIOS
 
@@ -19,6 +21,7 @@ def drive(
     scheduler: Scheduler,
     arrivals: Iterable[tuple[int, Request]] = (),
     max_steps: int = 10_000,
+    acceptance_rate: float = ACCEPTANCE_RATE,
 ) -> Scheduler:
     """Run until everyone has finished, for at most `max_steps` steps.
 
@@ -26,6 +29,7 @@ def drive(
         scheduler: to run, with what it holds already; a new one is observed from now on.
         arrivals: (step, request) pairs: the request is added before that step, counted from 0.
         max_steps: where to stop a run that would not end.
+        acceptance_rate: of proposed tokens, if the scheduler speculates.
 
     Returns:
         The scheduler, for its `stats`, its `history` and the requests that are left.
@@ -33,16 +37,21 @@ def drive(
     if scheduler.observer is None and not (scheduler.step or scheduler.requests):
         observe(scheduler)
     pending = sorted(arrivals, key=lambda arrival: arrival[0])
-    tokens = count(FIRST_OUTPUT_TOKEN)
+    tokens: defaultdict[tuple[str, int], int] = defaultdict(count(FIRST_OUTPUT_TOKEN).__next__)
+
+    def token_at(request: Request, index: int) -> int:
+        return tokens[request.request_id, index]
+
+    guesses = Guesses(token_at, acceptance_rate)
     for _ in range(max_steps):
         while pending and pending[0][0] <= scheduler.step:
             scheduler.add_request(pending.pop(0)[1])
         if not pending and not scheduler.has_unfinished_requests():
             break
         plan = scheduler.schedule()
-        requests = (scheduler.requests[request_id] for request_id in plan.num_scheduled_tokens)
-        caught_up = [request.request_id for request in requests if request.is_caught_up]
-        scheduler.update_from_output(plan, {request_id: next(tokens) for request_id in caught_up})
+        sampled = sampled_tokens(scheduler, plan, token_at)
+        scheduler.update_from_output(plan, sampled)
+        propose(scheduler, sampled, guesses)
     return scheduler
 
 

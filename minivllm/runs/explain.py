@@ -35,6 +35,7 @@ def explain(snapshot: Snapshot, config: SchedulerConfig | None = None) -> list[s
     sentences += _evictions(events)
     sentences += _admission_stopped(events, snapshot)
     sentences += _totals(snapshot)
+    sentences += _verified(events)
     sentences += _outcome(events, snapshot)
     return sentences
 
@@ -93,7 +94,7 @@ def _preemptions(
     for event in events:
         victim = event.get("request_id", "")
         if event["type"] == "unscheduled":
-            given_back[victim] = event["num_tokens"]
+            given_back[victim] = event["num_scheduled_tokens"]
         elif event["type"] == "preempted":
             sentences.append(_preemption(event, config))
             comparison = _comparison(event)
@@ -172,18 +173,44 @@ def _running(snapshot: Snapshot) -> list[str]:
     """What those who were running already get."""
     rows = [row for row in snapshot["scheduled"] if row["kind"] == "running"]
     decoding = [row for row in rows if row["limits"]["gap"] == 1]
+    guessing = [row for row in rows if row["num_draft_tokens"]]
     sentences = []
     if decoding:
         verb = "decodes" if len(decoding) == 1 else "decode"
         each = "1 token" if len(decoding) == 1 else "1 token each"
         sentences.append(f"{names(r['request_id'] for r in decoding)} {verb}: {each}.")
-    rest = [row for row in rows if row["limits"]["gap"] != 1]
+    sentences += [f"{row['request_id']} decodes: {_guesses(row)}." for row in guessing]
+    rest = [row for row in rows if row["limits"]["gap"] != 1 and row not in guessing]
     return sentences + [f"{r['request_id']} goes on: {_grant(r, 'tokens left')}." for r in rest]
+
+
+def _guesses(row: ScheduledRow) -> str:
+    """`1 token and 4 proposed ones`, and what bound them."""
+    num_drafts = row["num_draft_tokens"]
+    num_known = row["num_scheduled_tokens"] - num_drafts
+    what = f"{count(num_known, 'token')} and {num_drafts} proposed"
+    num_left = (row["limits"]["gap"] or 0) - row["num_scheduled_tokens"]
+    if num_left:
+        what += f", {num_left} more cut by {row['cap']}"
+    return what
+
+
+def _verified(events: Sequence[dict[str, Any]]) -> list[str]:
+    """`r0: 4 proposed, 2 accepted, 2 taken back.`"""
+    sentences = []
+    for event in events:
+        if event["type"] == "verified":
+            proposed, accepted = event["num_draft_tokens"], event["num_accepted_tokens"]
+            sentences.append(
+                f"{event['request_id']}: {proposed} proposed, {accepted} accepted, "
+                f"{proposed - accepted} taken back."
+            )
+    return sentences
 
 
 def _grant(row: ScheduledRow, known: str = "tokens", num_cached_tokens: int = 0) -> str:
     """`all 12 prompt tokens`, or `20 of the 48 tokens ...` and what bound them."""
-    tokens, gap = row["num_new_tokens"], row["limits"]["gap"] or 0
+    tokens, gap = row["num_scheduled_tokens"], row["limits"]["gap"] or 0
     if num_cached_tokens:
         what = f"{num_cached_tokens} of {num_cached_tokens + gap} tokens come from the prefix "
         what += f"cache, the other {gap} " + ("is computed" if gap == 1 else "are computed")
@@ -205,7 +232,7 @@ def _grant(row: ScheduledRow, known: str = "tokens", num_cached_tokens: int = 0)
 
 def _admissions(events: Sequence[dict[str, Any]], snapshot: Snapshot) -> list[str]:
     rows = {row["request_id"]: row for row in snapshot["scheduled"] if row["kind"] != "running"}
-    hits = {e["request_id"]: e["num_tokens"] for e in events if e["type"] == "cache_hit"}
+    hits = {e["request_id"]: e["num_cached_tokens"] for e in events if e["type"] == "cache_hit"}
     copies = {e["request_id"]: e["blocks"] for e in events if e["type"] == "swapped_in"}
     told = []  # (id, what happens to it, one more sentence)
     for event in events:
@@ -252,6 +279,15 @@ def _admission_stopped(events: Sequence[dict[str, Any]], snapshot: Snapshot) -> 
             )
         elif reason == "max_num_batched_tokens":
             why = f"the budget of {count(budget['max_num_batched_tokens'], 'token')} is spent"
+        elif reason == "watermark":
+            why = (
+                f"it needs {count(event['num_blocks_needed'], 'block')}, and of "
+                f"{event['num_free_blocks']} free the watermark keeps too many"
+            )
+        elif reason == "max_num_active_seqs":
+            why = f"so many run as admission lets, max_num_active_seqs={len(snapshot['running'])}"
+        elif reason == "prefill_schedule_interval":
+            why = "this step only decodes (prefill_schedule_interval)"
         elif reason == "max_num_seqs":
             why = f"the batch is full, max_num_seqs={len(snapshot['running'])}"
         elif reason == "enable_chunked_prefill":

@@ -19,7 +19,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from minivllm.core.config import SchedulerConfig
-from minivllm.core.output import SchedulerOutput
+from minivllm.core.output import SchedulerOutput, TokenIds
+from minivllm.core.prompt import TokenizedPrompt
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
@@ -40,7 +41,7 @@ class Added(NamedTuple):
     """A request came in."""
 
     request_id: str
-    prompt_token_ids: list[int]
+    prompt: TokenizedPrompt
     sampling_params: SamplingParams
     priority: int
     arrival_time: float | None
@@ -52,6 +53,12 @@ class Ended(NamedTuple):
 
     request_ids: list[str]
     status: RequestStatus
+
+
+class Proposed(NamedTuple):
+    """Tokens were proposed for the next step."""
+
+    draft_token_ids: dict[str, list[int]]
 
 
 class Planned(NamedTuple):
@@ -67,7 +74,10 @@ class Updated(NamedTuple):
     """A plan's tokens came."""
 
     step: int
-    sampled: dict[str, int]
+    sampled: dict[str, TokenIds]
+
+
+Input = Added | Ended | Proposed | Planned | Updated
 
 
 class InputLog:
@@ -83,7 +93,7 @@ class InputLog:
     def begin(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.history = LiveHistory(scheduler.config, self)
-        self._inputs: deque[Added | Ended | Planned | Updated] = deque()
+        self._inputs: deque[Input] = deque()
         """Those since the last look."""
         self._makings = REPLACEABLE(scheduler)
         self._shadow: Scheduler | None = None
@@ -100,7 +110,7 @@ class InputLog:
         params = request.sampling_params
         as_made = type(request) is Request and request.max_tokens == params.max_tokens
         if self._inputs_decide(as_made):
-            added = (request.request_id, request.prompt_token_ids, copy(params), request.priority)
+            added = (request.request_id, request.prompt, copy(params), request.priority)
             eos_token_ids = sorted(request.eos_token_ids)
             self._inputs.append(Added(*added, request.arrival_time, eos_token_ids))
         elif self._eager:
@@ -111,6 +121,12 @@ class InputLog:
             self._inputs.append(Ended([request.request_id for request in requests], status))
         elif self._eager:
             self._recorder.requests_finished(requests, status)
+
+    def tokens_proposed(self, draft_token_ids: Mapping[str, Sequence[int]]) -> None:
+        if self._inputs_decide():
+            self._inputs.append(Proposed({id_: [*ids] for id_, ids in draft_token_ids.items()}))
+        elif self._eager:
+            self._recorder.tokens_proposed(draft_token_ids)
 
     def step_planned(self, output: SchedulerOutput) -> None:
         if self._inputs_decide():
@@ -124,7 +140,7 @@ class InputLog:
     def step_updated(
         self,
         output: SchedulerOutput,
-        sampled_token_ids: Mapping[str, int],
+        sampled_token_ids: Mapping[str, TokenIds],
         finished: Sequence[Request],
     ) -> None:
         if self._inputs_decide():
@@ -175,7 +191,7 @@ class InputLog:
             self._replay(self._shadow, self._inputs.popleft())
         return self._shadow
 
-    def _replay(self, shadow: Scheduler, item: Added | Ended | Planned | Updated) -> None:
+    def _replay(self, shadow: Scheduler, item: Input) -> None:
         try:
             match item:
                 case Added(request_id, prompt, params, priority, arrival_time, eos_token_ids):
@@ -191,6 +207,8 @@ class InputLog:
                     )
                 case Ended(request_ids, status):
                     shadow.finish_requests(request_ids, status)
+                case Proposed(draft_token_ids):
+                    shadow.update_draft_token_ids(draft_token_ids)
                 case Planned(time, decided):
                     shadow.clock = None if time is None else lambda: time
                     plan = shadow.schedule()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from minivllm.core.output import AdmissionStop, Preemption, SchedulerOutput
+from minivllm.core.output import AdmissionStop, Preemption, SchedulerOutput, TokenIds
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.scheduler import Scheduler
 from minivllm.core.victim import VICTIM_POLICIES, priority_key
@@ -34,6 +33,8 @@ class Recorder:
 
     def begin(self, scheduler: Scheduler) -> None:
         self.history = History(scheduler.config)
+        self.first_step = scheduler.step
+        """What was planned before is not told: a window into a long run begins late."""
         self._inputs_told: list[dict[str, Any]] = []
         self.follow(scheduler)
 
@@ -63,6 +64,11 @@ class Recorder:
             )
             aborted = status is RequestStatus.FINISHED_ABORTED
             self._inputs_told.append(event("aborted" if aborted else "stopped", request))
+
+    def tokens_proposed(self, draft_token_ids: Mapping[str, Sequence[int]]) -> None:
+        if draft_token_ids:
+            token_ids = {request_id: list(ids) for request_id, ids in draft_token_ids.items()}
+            self.history.pending_inputs.append({"type": "draft", "token_ids": token_ids})
 
     def step_planned(self, output: SchedulerOutput) -> None:
         """Write the step's snapshot; the update completes it."""
@@ -102,16 +108,30 @@ class Recorder:
     def step_updated(
         self,
         output: SchedulerOutput,
-        sampled_token_ids: Mapping[str, int],
+        sampled_token_ids: Mapping[str, TokenIds],
         finished: Sequence[Request],
     ) -> None:
         """Add what the update brought to the step's snapshot."""
-        snapshot = self.history.steps[output.step]
+        if output.step < self.first_step:
+            return
+        snapshot = self.history.steps[output.step - self.first_step]
         snapshot["sampled"] = {
             request_id: sampled_token_ids[request_id]
             for request_id in output.num_scheduled_tokens
             if request_id in sampled_token_ids
         }
+        for request_id, drafts in output.scheduled_spec_decode_tokens.items():
+            if request_id in sampled_token_ids:
+                token_ids = sampled_token_ids[request_id]
+                num_accepted = 0 if isinstance(token_ids, int) else len(token_ids) - 1
+                snapshot["events"].append(
+                    {
+                        "type": "verified",
+                        "request_id": request_id,
+                        "num_draft_tokens": len(drafts),
+                        "num_accepted_tokens": num_accepted,
+                    }
+                )
         for request in finished:
             snapshot["finished"].append(request.request_id)
             reason = RequestStatus.get_finished_reason(request.status)
@@ -127,13 +147,15 @@ def event(type_: str, request: Request, **data: Any) -> dict[str, Any]:
 
 def request_to_dict(request: Request) -> dict[str, Any]:
     """All that is needed to make the same request again."""
+    salt = request.prompt.cache_salt
     return {
         "request_id": request.request_id,
         "prompt_token_ids": request.prompt_token_ids,
-        "sampling_params": asdict(request.sampling_params),
+        "sampling_params": request.sampling_params.to_dict(),
         "priority": request.priority,
         "arrival_time": request.arrival_time,
         "eos_token_ids": sorted(request.eos_token_ids),
+        **({} if salt is None else {"cache_salt": salt}),
     }
 
 
@@ -156,7 +178,7 @@ class _Plan:
         self._kinds |= {r.request_id: "resumed" for r in output.scheduled_resumed_reqs}
         self._victims = {p.victim.request_id: p for p in output.preemptions}
 
-        token_budget = scheduler.config.max_num_batched_tokens
+        token_budget = scheduler.max_num_scheduled_tokens
         at_clamp: dict[str, int] = {}  # of those for whom others yielded: less than afterwards
         for decision in _in_order(output):
             if isinstance(decision, Preemption):
@@ -166,7 +188,7 @@ class _Plan:
                 request_id, num_tokens = decision
                 budget = at_clamp.pop(request_id, token_budget)
                 self._scheduled(request_id, num_tokens, budget)
-                token_budget -= num_tokens
+                token_budget -= num_tokens + output.num_draft_slots
         self._evicted(len(self._evictions))
         if output.admission_stopped is not None:
             self._stopped(output.admission_stopped)
@@ -176,7 +198,8 @@ class _Plan:
         victim, output = preemption.victim, self.output
         num_tokens = preemption.num_scheduled_tokens.get(victim.request_id, 0)
         if num_tokens:
-            self.events.append(event("unscheduled", victim, num_tokens=num_tokens))
+            self.events.append(event("unscheduled", victim, num_scheduled_tokens=num_tokens))
+            num_tokens += output.num_draft_slots
         cpu_table = self.scheduler.kv_cache_manager.req_to_cpu_blocks.get(victim.request_id, ())
         copies = [[gpu, cpu] for gpu, cpu in output.blocks_to_swap_out if cpu in cpu_table]
         policy, keys = self._victim_keys(preemption)
@@ -207,12 +230,12 @@ class _Plan:
             gap = num_tokens + output.num_left_tokens.get(request_id, 0)
         else:  # it had to yield them
             num_computed_tokens = self._victims[request_id].num_computed_tokens
-            gap = request.num_tokens - num_computed_tokens
+            gap = max(request.num_tokens - num_computed_tokens, num_tokens)
         kind = self._kinds.get(request_id, "running")
         room = config.max_model_len - 1 - num_computed_tokens
         limits: dict[str, int | None] = {
             "gap": gap,
-            "long_prefill_token_threshold": config.long_prefill_token_threshold or None,
+            "long_prefill_token_threshold": output.long_prefill_token_threshold or None,
             "max_num_batched_tokens": token_budget,
             "max_model_len": room if kind == "running" else None,
         }
@@ -221,7 +244,8 @@ class _Plan:
         self.rows[request_id] = {
             "request_id": request_id,
             "kind": kind,
-            "num_new_tokens": num_tokens,
+            "num_scheduled_tokens": num_tokens,
+            "num_draft_tokens": len(output.scheduled_spec_decode_tokens.get(request_id, ())),
             "cap": cap,
             "limits": limits,
         }
@@ -232,7 +256,7 @@ class _Plan:
             self._admitted(request, kind, num_computed_tokens)
         if num_tokens < gap:
             self.events.append(
-                event("chunked", request, num_new_tokens=num_tokens, gap=gap, cap=cap)
+                event("chunked", request, num_scheduled_tokens=num_tokens, gap=gap, cap=cap)
             )
 
     def _admitted(self, request: Request, kind: str, num_computed_tokens: int) -> None:
@@ -243,7 +267,9 @@ class _Plan:
         if num_cached_tokens := request.num_cached_tokens:
             block_ids = table[: num_cached_tokens // manager.block_size]
             self.events.append(
-                event("cache_hit", request, num_tokens=num_cached_tokens, block_ids=block_ids)
+                event(
+                    "cache_hit", request, num_cached_tokens=num_cached_tokens, block_ids=block_ids
+                )
             )
         elif copies := [
             [cpu, gpu]
@@ -266,9 +292,7 @@ class _Plan:
                 "num_blocks_needed": stop.num_blocks_needed,
                 "num_free_blocks": stop.num_free_blocks,
             }
-        self.events.append(
-            event("admission_stopped", stop.request, reason=stop.reason, **numbers)
-        )
+        self.events.append(event("admission_stopped", stop.request, reason=stop.reason, **numbers))
 
     def _victim_keys(self, preemption: Preemption) -> tuple[str, list[list[Any]] | None]:
         """The name of the victim policy, and what it compares, for each candidate."""
@@ -309,9 +333,7 @@ def _in_order(output: SchedulerOutput) -> Iterator[Preemption | tuple[str, int]]
             yield item
 
 
-def _request_row(
-    scheduler: Scheduler, request: Request, output: SchedulerOutput
-) -> RequestRow:
+def _request_row(scheduler: Scheduler, request: Request, output: SchedulerOutput) -> RequestRow:
     manager = scheduler.kv_cache_manager
     return {
         "status": request.status.name,
@@ -358,8 +380,7 @@ def _block_rows(scheduler: Scheduler) -> BlockRows:
             block.block_hash.hex()[:12] if block.block_hash else None for block in blocks
         ],
         "free_queue": [
-            block.block_id
-            for block in manager.block_pool.free_block_queue.get_all_free_blocks()
+            block.block_id for block in manager.block_pool.free_block_queue.get_all_free_blocks()
         ],
     }
 

@@ -64,6 +64,7 @@ def request_from_dict(data: Mapping[str, Any]) -> Request:
         priority=data["priority"],
         arrival_time=data["arrival_time"],
         eos_token_id=data["eos_token_ids"],
+        cache_salt=data.get("cache_salt"),
     )
 
 
@@ -72,5 +73,7 @@ def apply_inputs(scheduler: Scheduler, inputs: Sequence[Mapping[str, Any]]) -> N
     for item in inputs:
         if item["type"] == "add":
             scheduler.add_request(request_from_dict(item["request"]))
+        elif item["type"] == "draft":
+            scheduler.update_draft_token_ids(item["token_ids"])
         else:
             scheduler.finish_requests(item["request_id"], RequestStatus[item["status"]])

@@ -11,15 +11,17 @@ import binascii
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from zlib import crc32
 
 from minivllm.core.config import POLICIES, PREEMPTION_MODES, SchedulerConfig
+from minivllm.core.releases import RELEASES
 from minivllm.core.request import Request
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.victim import VICTIM_POLICIES
+from minivllm.runs.guesses import ACCEPTANCE_RATE
 
 SCENARIO_VERSION = 1
 
@@ -33,6 +35,8 @@ LIMITS: dict[str, tuple[int, int]] = {
     "num_prompt_tokens": (1, 16_384),
     "all_prompt_tokens": (0, 131_072),
     "max_tokens": (1, 4_096),
+    "min_tokens": (0, 4_096),
+    "arrival_time": (0, 1_000_000),
     "priority": (-1_000_000, 1_000_000),
     "seed": (0, 2**32 - 1),
     "step": (0, 10_000),
@@ -44,17 +48,28 @@ LIMITS: dict[str, tuple[int, int]] = {
     "max_num_batched_tokens": (1, 65_536),
     "max_num_seqs": (1, 1_024),
     "long_prefill_token_threshold": (0, 65_536),
+    "max_num_active_seqs": (1, 1_024),
+    "max_num_queued_reqs": (0, 1_024),
+    "max_num_queued_tokens": (0, 1_048_576),
+    "prefill_schedule_interval": (1, 1_000),
+    "num_speculative_tokens": (0, 64),
+    "num_lookahead_tokens": (0, 64),
 }
 """Smallest and largest value of each number in a scenario, ends included."""
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
+    "vllm_version": RELEASES,
     "policy": POLICIES,
     "preemption_mode": PREEMPTION_MODES,
     "victim": (None, *VICTIM_POLICIES),
 }
 KNOBS = tuple(knob.name for knob in fields(SchedulerConfig))
 INT_KNOBS = tuple(name for name in KNOBS if name in LIMITS)
-BOOL_KNOBS = tuple(name for name in KNOBS if name not in LIMITS and name not in CHOICES)
+OPTIONAL_KNOBS = tuple(name for name in INT_KNOBS if getattr(SchedulerConfig, name, 0) is None)
+"""Numbers that need not be set: None is allowed too."""
+SHARE_KNOBS = ("watermark",)
+"""Numbers from 0 to below 1."""
+BOOL_KNOBS = tuple(name for name in KNOBS if name not in (*LIMITS, *CHOICES, *SHARE_KNOBS))
 
 SCENARIO_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -154,8 +169,13 @@ class Checker:
         good = {}
         for name, knob in data.items():
             where = f"{field_}.{name}" if field_ else name
-            if name in INT_KNOBS:
+            if name in OPTIONAL_KNOBS and knob is None:
+                pass
+            elif name in INT_KNOBS:
                 self.integer(knob, where, name)
+            elif name in SHARE_KNOBS:
+                if type(knob) not in (int, float) or not 0 <= knob < 1:  # NaN fails it
+                    self.error(where, f"{name} must lie in 0 to below 1, got {shown(knob)}")
             elif name in CHOICES:
                 if not any(knob is choice or knob == choice for choice in CHOICES[name]):
                     allowed = ", ".join(
@@ -168,6 +188,16 @@ class Checker:
                 good[name] = knob
             before = len(self.errors)
         return good
+
+    def together(self, config: Mapping[str, Any], field_: str) -> None:
+        """Note what knobs that are valid alone are not together, if all are."""
+        if self.errors:
+            return
+        try:
+            SchedulerConfig(**config)
+        except ValueError as error:
+            name = str(error).split("=")[0].split(" ")[0]
+            self.error(f"{field_}.{name}" if field_ else name, str(error))
 
 
 def shown(value: object) -> str:
@@ -238,7 +268,10 @@ class ScenarioRequest:
     num_prompt_tokens: int = 1
     prompt_token_ids: tuple[int, ...] | None = None
     max_tokens: int = 16
+    min_tokens: int = 0
     priority: int = 0
+    arrival_time: int | None = None
+    """Breaks ties among equal priorities; None: the order of arrival does."""
     prefix_group: str | None = None
     num_prefix_tokens: int = 0
 
@@ -265,8 +298,11 @@ class ScenarioRequest:
         else:
             data["num_prompt_tokens"] = self.num_prompt_tokens
         data["max_tokens"] = self.max_tokens
-        if self.priority:
-            data["priority"] = self.priority
+        for name in ("min_tokens", "priority"):
+            if getattr(self, name):
+                data[name] = getattr(self, name)
+        if self.arrival_time is not None:
+            data["arrival_time"] = self.arrival_time
         if self.prefix_group is not None:
             data["prefix_group"] = self.prefix_group
             data["num_prefix_tokens"] = self.num_prefix_tokens
@@ -287,8 +323,9 @@ class ScenarioRequest:
         return Request(
             self.request_id,
             self.token_ids(seed),
-            SamplingParams(max_tokens=self.max_tokens, ignore_eos=True),
+            SamplingParams(max_tokens=self.max_tokens, min_tokens=self.min_tokens, ignore_eos=True),
             priority=self.priority,
+            arrival_time=self.arrival_time,
         )
 
 
@@ -301,9 +338,14 @@ def token_id(seed: int, stream: str, position: int) -> int:
     return crc32(f"{seed}/{stream}/{position}".encode()) % VOCAB_SIZE
 
 
+def token_at(seed: int) -> Callable[[Request, int], int]:
+    """What the simulated model says: of a request, the output token with an index."""
+    return lambda request, index: token_id(seed, f"o:{request.request_id}", index)
+
+
 def sampled_token_id(seed: int, request: Request) -> int:
     """What the simulated model says next."""
-    return token_id(seed, f"o:{request.request_id}", request.num_output_tokens)
+    return token_at(seed)(request, request.num_output_tokens)
 
 
 def check_request(
@@ -349,7 +391,12 @@ def check_request(
         elif bool(num_prefix_tokens) != (group is not None):
             checker.error(f"{where}.num_prefix_tokens", "goes together with prefix_group")
 
-    arrival_step = row.get("arrival_step")
+    arrival_step, arrival_time = row.get("arrival_step"), row.get("arrival_time")
+    max_tokens, min_tokens = number("max_tokens", 16), number("min_tokens", 0)
+    if min_tokens > max_tokens:
+        checker.error(
+            f"{where}.min_tokens", f"must be at most max_tokens={max_tokens}, got {min_tokens}"
+        )
     return ScenarioRequest(
         request_id=request_id,
         arrival_step=default_arrival_step
@@ -357,8 +404,10 @@ def check_request(
         else number("arrival_step", default_arrival_step),
         num_prompt_tokens=num_prompt_tokens,
         prompt_token_ids=tokens,
-        max_tokens=number("max_tokens", 16),
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
         priority=number("priority", 0),
+        arrival_time=None if arrival_time is None else number("arrival_time", 0),
         prefix_group=group,
         num_prefix_tokens=num_prefix_tokens,
     )
@@ -429,6 +478,8 @@ class Scenario:
     seed: int = 0
     step: int | None = None
     """Open at this step: the most telling one."""
+    acceptance_rate: float = ACCEPTANCE_RATE
+    """How often a proposed token is right, 0 to 1: matters with `num_speculative_tokens`."""
     version: int = field(default=SCENARIO_VERSION, repr=False)
 
     def scheduler_config(self) -> SchedulerConfig:
@@ -442,9 +493,10 @@ class Scenario:
             ScenarioError: on a knob that does not exist or a value that is not allowed.
         """
         checker = Checker()
-        good = checker.knobs(knobs, "")
+        config = {**self.config, **checker.knobs(knobs, "")}
+        checker.together(config, "")
         checker.done()
-        return replace(self, config={**self.config, **good})
+        return replace(self, config=config)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; the inverse of `from_dict`."""
@@ -459,6 +511,8 @@ class Scenario:
         }
         if self.step is not None:
             data["step"] = self.step
+        if self.acceptance_rate != ACCEPTANCE_RATE:
+            data["acceptance_rate"] = self.acceptance_rate
         return data
 
     def to_json(self) -> str:
@@ -495,6 +549,7 @@ class Scenario:
             checker.error(
                 "config.num_gpu_blocks", f"is missing; give a number from {low} to {high}"
             )
+        checker.together(config, "config")
         requests = check_requests(checker, row.get("requests", []), "requests")
         name = checker.identifier(row.get("name", "scenario"), "name", SCENARIO_NAME)
         title = checker.text(row.get("title", ""), "title", MAX_CHARACTERS["title"])
@@ -503,6 +558,9 @@ class Scenario:
         step = row.get("step")
         if step is not None:
             checker.integer(step, "step", "step")
+        rate = row.get("acceptance_rate", ACCEPTANCE_RATE)
+        if type(rate) not in (int, float) or not 0 <= rate <= 1:  # NaN fails it
+            checker.error("acceptance_rate", f"must lie in 0 to 1, got {shown(rate)}")
         checker.done()
         return cls(
             name=name,
@@ -512,6 +570,7 @@ class Scenario:
             requests=tuple(requests),
             seed=seed,
             step=step,
+            acceptance_rate=rate,
         )
 
     @classmethod

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from minivllm.core.config import SchedulerConfig
+from minivllm.core.output import TokenIds
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 CAPS = ("gap", "long_prefill_token_threshold", "max_num_batched_tokens", "max_model_len")
 """What can bound a request's tokens in a step, in the order in which the scheduler applies them."""
@@ -48,11 +49,13 @@ class ScheduledRow(TypedDict):
     request_id: str
     kind: str
     """`running`, `new` or `resumed`."""
-    num_new_tokens: int
+    num_scheduled_tokens: int
     cap: str
     """The cap of `CAPS` that bound: the first that no later one lowered."""
     limits: dict[str, int | None]
     """What each cap would have allowed; None: it did not apply."""
+    num_draft_tokens: int
+    """How many of the tokens are proposed ones, to be verified."""
 
 
 class BlockRows(TypedDict):
@@ -89,15 +92,17 @@ class Snapshot(TypedDict):
       victim_policy and victim_keys ([id, key] of every candidate in RUNNING, in order; the
       policy compares the keys); mode (`recompute` or `swap`), num_computed_tokens (to be done
       again, or kept), num_freed_blocks
-    - `unscheduled`: num_tokens given back by a victim that this step had served already
+    - `unscheduled`: num_scheduled_tokens given back by a victim that this step had served already
     - `swapped_out`, `swapped_in`: blocks, as [from, to] pairs
     - `admitted`, `resumed`: num_computed_tokens at admission
-    - `cache_hit`: num_tokens, block_ids
-    - `chunked`: num_new_tokens of gap, and the cap
+    - `cache_hit`: num_cached_tokens, block_ids
+    - `chunked`: num_scheduled_tokens of gap, and the cap
     - `evicted`: block_id, block_hash
     - `admission_stopped`: reason, one of `preempted_in_this_step`, `max_num_batched_tokens`,
-      `max_num_seqs`, `enable_chunked_prefill`, `num_gpu_blocks` (then num_blocks_needed and
+      `max_num_seqs`, `max_num_active_seqs`, `prefill_schedule_interval`, `watermark`,
+      `enable_chunked_prefill`, `num_gpu_blocks` (then num_blocks_needed and
       num_free_blocks too); request_id is the head of the queue
+    - `verified`: num_draft_tokens that were proposed, num_accepted_tokens of them
     - `finished`: status, reason
     """
 
@@ -106,7 +111,8 @@ class Snapshot(TypedDict):
     time: float | None
     inputs: list[dict[str, Any]]
     """What came from outside since the last step: `{"type": "add", "request": {...}}` or
-    `{"type": "finish", "request_id": ..., "status": ...}`."""
+    `{"type": "finish", "request_id": ..., "status": ...}` or
+    `{"type": "draft", "token_ids": {request id: proposed tokens}}`."""
     waiting: list[str]
     running: list[str]
     requests: dict[str, RequestRow]
@@ -118,8 +124,9 @@ class Snapshot(TypedDict):
     events: list[dict[str, Any]]
     stats: dict[str, Any]
     """`StepStats` as a dict."""
-    sampled: dict[str, int]
-    """The token that the step's update gave each request; empty before the update."""
+    sampled: dict[str, TokenIds]
+    """What the step's update gave each request: a token, or with proposed ones all that it got;
+    empty before the update."""
     finished: list[str]
     """Ended by the step's update."""
 
