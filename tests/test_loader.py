@@ -24,7 +24,8 @@ from minivllm.models import gguf_file, llama, loader, weight_cache
 from minivllm.models.cpu_kernels import load_kernels
 from minivllm.models.loader import DEFAULT_MODEL, find_model, load_model, tiny_random_model
 from minivllm.models.safetensors_file import MappedTensors, release
-from minivllm.tokenizer import Tokenizer, tiny_tokenizer
+from minivllm.tokenizer import Tokenizer
+from minivllm.tokenizer_files import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,7 +114,7 @@ def test_gguf_as_transformers_reads_it() -> None:
     """All of SmolLM2's weights, dequantised and put in order by transformers' own reader."""
     from transformers import AutoModelForCausalLM
 
-    path = loader._default_gguf()
+    path = loader.default_gguf()
     assert path is not None
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -534,7 +535,7 @@ def hf_tokenizer() -> Any:
     """transformers' tokenizer of the same GGUF."""
     from transformers import AutoTokenizer
 
-    path = loader._default_gguf()
+    path = loader.default_gguf()
     assert path is not None
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
+
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """One decoder serves all three: Qwen2 adds a bias to Q, K and V; Qwen3 normalises Q and K."""
 

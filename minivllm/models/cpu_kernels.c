@@ -1,4 +1,4 @@
-/* A decoder layer's operators for a CPU, in float32.
+/* A decoder layer's operators for a CPU, in float32; matrices may have 16 bits a weight.
  *
  * A decode step has few rows, so its time is the time to read: every weight once, every key and
  * value once. BLAS libraries are made for the other case, many rows, and read at a third of what
@@ -7,42 +7,81 @@
  * `minivllm/models/cpu_kernels.py` compiles them on first use and calls them.
  *
  * Arrays are row-major; where rows do not lie one after the other, a stride says how far apart they
- * begin. Widths are multiples of 8, those of `linear`'s results of 16. Each result is summed in one
- * fixed order, whatever the number of rows or threads: the same row gives the same bits in any batch.
+ * begin. Widths are multiples of LANES, those of `linear`'s results of PANEL. Each result is summed in
+ * one fixed order, whatever the number of rows or threads: the same row gives the same bits in any batch.
+ *
+ * One source for all processors: LANES is the number of floats in a vector register, and the tile of
+ * `linear` is as large as there are registers. -DMAX_LANES=8 leaves half of an AVX-512 register unused.
  */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
+#ifndef MAX_LANES
+#define MAX_LANES 16
+#endif
+#ifdef LANES /* chosen by a test: the compiler takes wider vectors apart */
+#elif defined __AVX512F__ && MAX_LANES >= 16
+#define LANES 16
+#elif defined __AVX2__ && defined __FMA__
 #define LANES 8
+#elif (defined __ARM_NEON && defined __aarch64__) || defined __wasm_simd128__
+#define LANES 4
+#else
+#error "this processor has none of AVX2 with FMA, AVX-512, NEON, WebAssembly's SIMD"
+#endif
+#define LINE 16 /* floats that come from memory together: 64 bytes */
+#ifdef __clang__ /* for WebAssembly; the two compilers have other names for the same */
+#define UNROLL _Pragma("unroll")
+#define SHUFFLE(mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#define SHUFFLE(mask, a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
+#endif
 /* Loads stay below this line. Left free, GCC loads all rows first, has no registers for the sums
  * then, and keeps some in memory: a quarter of the speed is lost. */
 #define IN_ORDER __asm__ volatile("" ::: "memory")
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec4 __attribute__((vector_size(16)));
 
 static inline vec load(const float *from) { return *(const vec *)from; }
 static inline void store(float *to, vec value) { *(vec *)to = value; }
 
-static inline vec broadcast(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+static inline vec broadcast(float x) { return x - (vec){0}; }
 
-static inline float sum(vec v) {
-    float total = 0;
-    UNROLL for (int lane = 0; lane < LANES; lane++) total += v[lane];
+/* The quarters of a register of 16 floats, the halves of one of 8: added up. */
+static inline vec4 sum_quads(vec v) {
+    union { vec whole; vec4 quads[LANES / 4]; } parts = {v};
+    vec4 total = parts.quads[0];
+    UNROLL for (int quad = 1; quad < LANES / 4; quad++) total += parts.quads[quad];
     return total;
 }
 
-/* Sums of four vectors, by halves: a tree of shuffles and adds instead of 28 adds. */
+static inline float sum(vec v) {
+    vec4 quad = sum_quads(v);
+    return (quad[0] + quad[1]) + (quad[2] + quad[3]);
+}
+
+#if LANES == 4
+#define IN_QUADS(a, b, c, d) a, b, c, d
+#elif LANES == 8
+#define IN_QUADS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
+#else
+#define IN_QUADS(a, b, c, d) \
+    a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
+#endif
+
+/* Sums of four vectors: a tree of shuffles and adds instead of one add for each of their floats. */
 static inline vec4 sum_four(vec a, vec b, vec c, vec d) {
-    ivec even = {0, 8, 2, 10, 4, 12, 6, 14}, odd = {1, 9, 3, 11, 5, 13, 7, 15};
-    vec ab = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
-    vec cd = __builtin_shuffle(c, d, even) + __builtin_shuffle(c, d, odd);
-    vec all = __builtin_shuffle(ab, cd, (ivec){0, 1, 8, 9, 4, 5, 12, 13})
-            + __builtin_shuffle(ab, cd, (ivec){2, 3, 10, 11, 6, 7, 14, 15});
-    union { vec whole; vec4 half[2]; } halves = {all};
-    return halves.half[0] + halves.half[1];
+#define EVEN IN_QUADS(0, LANES, 2, LANES + 2)
+#define ODD IN_QUADS(1, LANES + 1, 3, LANES + 3)
+    vec ab = SHUFFLE(ivec, a, b, EVEN) + SHUFFLE(ivec, a, b, ODD);
+    vec cd = SHUFFLE(ivec, c, d, EVEN) + SHUFFLE(ivec, c, d, ODD);
+    return sum_quads(SHUFFLE(ivec, ab, cd, IN_QUADS(0, 1, LANES, LANES + 1))
+                     + SHUFFLE(ivec, ab, cd, IN_QUADS(2, 3, LANES + 2, LANES + 3)));
 }
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -51,11 +90,25 @@ static inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* --- linear: y = x Wᵀ ------------------------------------------------------------------- */
 
-#define PANEL 16 /* outputs whose weights lie side by side, column by column: what a tile takes ... */
-#define TILE_ROWS 6 /* ... by rows of x: 12 running sums fit a core's 16 vector registers */
-#define TILE_COLUMNS 288 /* so much of a panel (and six rows of x) stays in L1 */
+/* A panel is outputs whose weights lie side by side, column by column. A tile takes a panel by rows of
+ * x: 6 rows and 2 vectors are 12 running sums, for AVX2's 16 registers. AVX-512 and NEON have 32, for
+ * 24 sums: of twice the rows, or of twice the vectors. */
+#if LANES == 16
+#define PANEL 32
+#define TILE_ROWS 12
+#elif defined __wasm_simd128__ /* which runs on processors with 16 registers too */
+#define PANEL 8
+#define TILE_ROWS 6
+#else
+#define PANEL 16
+#define TILE_ROWS 6
+#endif
+#define PANEL_VECS (PANEL / LANES)
+#define TILE_COLUMNS (288 * 16 / PANEL) /* so much of a panel (and a tile's rows of x) stays in L1 */
 #define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
 #define AHEAD (20 * PANEL) /* how far memory is asked for weights before they are wanted */
+
+const int64_t lanes = LANES, panel_width = PANEL; /* for cpu_kernels.py */
 
 /* w [out, in] -> packed [out / PANEL, in, PANEL]: in the order in which `linear` reads. */
 void pack(float *packed, const float *w, int64_t out_features, int64_t in_features, int num_threads) {
@@ -68,67 +121,192 @@ void pack(float *packed, const float *w, int64_t out_features, int64_t in_featur
     }
 }
 
+/* bfloat16 is the upper half of a float. Two of a matrix's columns share the place of one float, the
+ * first in the lower half: w [out, in] -> packed [out / PANEL, in / 2, PANEL]. */
+void pack_bfloat16(uint32_t *packed, const uint16_t *w, int64_t out_features, int64_t in_features,
+                   int num_threads) {
+    int64_t pairs = in_features / 2;
+    #pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t first = 0; first < out_features; first += PANEL)
+        for (int64_t k = 0; k < pairs; k++)
+            for (int64_t o = 0; o < PANEL; o++)
+                memcpy(packed + first * pairs + k * PANEL + o, w + (first + o) * in_features + 2 * k, 4);
+}
+
+#if LANES == 16 && defined __AVX512BF16__
+#include <immintrin.h>
+#define X_STEP 1 /* x is rounded to bfloat16 too, in pairs: one instruction takes 32 products */
+
+static inline vec add_pairs(vec sums, const float *x, vec weights) {
+    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)broadcast(*x), (__m512bh)weights);
+}
+
+/* Rows of x as pairs of bfloat16, [rows, in / 2]; the next call overwrites them. */
+static const float *as_pairs(const float *x, int64_t x_stride, int64_t rows, int64_t in_features,
+                             int num_threads) {
+    static _Thread_local uint16_t *rounded;
+    static _Thread_local int64_t room;
+    if (room < rows * in_features) {
+        free(rounded);
+        room = rows * in_features;
+        rounded = malloc(room * sizeof *rounded);
+    }
+    uint16_t *to = rounded; /* this thread's, for the others */
+    #pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > 4)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t k = 0; k < in_features; k += 16) {
+            __mmask16 there = in_features - k >= 16 ? 0xffff : (1 << (in_features - k)) - 1;
+            __m512 floats = _mm512_maskz_loadu_ps(there, x + row * x_stride + k);
+            _mm256_mask_storeu_epi16(to + row * in_features + k, there, (__m256i)_mm512_cvtneps_pbh(floats));
+        }
+    return (const float *)to;
+}
+#else
+#define X_STEP 2 /* x stays as it is; a weight becomes a float again */
+
+static inline vec add_pairs(vec sums, const float *x, vec weights) {
+    vec first = (vec)((ivec)weights << 16), second = (vec)((ivec)weights & (int32_t)0xffff0000);
+    return sums + broadcast(x[0]) * first + broadcast(x[1]) * second;
+}
+
+/* Columns of a panel as floats: for many rows it is done once. The sums are the same to the bit. */
+static void widen(float *to, const float *panel, int64_t columns) {
+    for (int64_t i = 0; i < columns * PANEL; i += PANEL, panel += PANEL, to += 2 * PANEL)
+        UNROLL for (int v = 0; v < PANEL; v += LANES) {
+            ivec weights = (ivec)load(panel + v);
+            store(to + v, (vec)(weights << 16));
+            store(to + PANEL + v, (vec)(weights & (int32_t)0xffff0000));
+        }
+}
+#endif
+
+static inline __attribute__((always_inline)) void
+store_tile(int num_rows, float *y, int64_t y_stride, vec sums[TILE_ROWS][PANEL_VECS], int accumulate) {
+    UNROLL for (int r = 0; r < num_rows; r++)
+        UNROLL for (int v = 0; v < PANEL_VECS; v++) {
+            float *to = y + r * y_stride + v * LANES;
+            store(to, sums[r][v] + (accumulate ? load(to) : (vec){0}));
+        }
+}
+
 /* y[r][o] = x[r] · panel[o] (or +=, to accumulate), for a few rows of x. */
 static inline __attribute__((always_inline)) void
 tile(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride, const float *panel,
      int64_t columns, int accumulate, int ask_ahead) {
-    vec sums[TILE_ROWS][2];
-    UNROLL for (int r = 0; r < num_rows; r++) sums[r][0] = sums[r][1] = (vec){0};
+    vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, weights[PANEL_VECS];
     _Pragma("GCC unroll 4") for (int64_t k = 0; k < columns; k++, panel += PANEL) {
-        if (ask_ahead) __builtin_prefetch(panel + AHEAD);
-        vec weights[2] = {load(panel), load(panel + LANES)};
+        if (ask_ahead)
+            UNROLL for (int o = 0; o < PANEL; o += LINE) __builtin_prefetch(panel + AHEAD + o);
+        UNROLL for (int v = 0; v < PANEL_VECS; v++) weights[v] = load(panel + v * LANES);
         UNROLL for (int r = 0; r < num_rows; r++) {
             vec of_row = broadcast(x[r * x_stride + k]);
-            sums[r][0] += of_row * weights[0];
-            sums[r][1] += of_row * weights[1];
+            UNROLL for (int v = 0; v < PANEL_VECS; v++) sums[r][v] += of_row * weights[v];
         }
         IN_ORDER;
     }
-    UNROLL for (int r = 0; r < num_rows; r++)
-        UNROLL for (int half = 0; half < 2; half++) {
-            float *to = y + r * y_stride + half * LANES;
-            store(to, sums[r][half] + (accumulate ? load(to) : (vec){0}));
-        }
+    store_tile(num_rows, y, y_stride, sums, accumulate);
+}
+
+/* The same for bfloat16: a column of the panel is two of the matrix. */
+static inline __attribute__((always_inline)) void
+tile_in_pairs(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride,
+              const float *panel, int64_t columns, int accumulate, int ask_ahead) {
+    vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, weights[PANEL_VECS];
+    _Pragma("GCC unroll 4") for (int64_t pair = 0; pair < columns; pair++, panel += PANEL) {
+        if (ask_ahead)
+            UNROLL for (int o = 0; o < PANEL; o += LINE) __builtin_prefetch(panel + AHEAD + o);
+        UNROLL for (int v = 0; v < PANEL_VECS; v++) weights[v] = load(panel + v * LANES);
+        UNROLL for (int r = 0; r < num_rows; r++)
+            UNROLL for (int v = 0; v < PANEL_VECS; v++)
+                sums[r][v] = add_pairs(sums[r][v], x + r * x_stride + pair * X_STEP, weights[v]);
+        IN_ORDER;
+    }
+    store_tile(num_rows, y, y_stride, sums, accumulate);
 }
 
 /* The same for any number of rows up to a tile's. Not inlined: among a caller's variables a sum
  * would be left without a register. */
-static __attribute__((noinline)) void
-tile_of(int64_t num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride,
-        const float *panel, int64_t columns, int accumulate, int ask_ahead) {
-#define TILE(rows) tile(rows, y, y_stride, x, x_stride, panel, columns, accumulate, ask_ahead)
-    switch (num_rows) {
-        case 1: TILE(1); break;
-        case 2: TILE(2); break;
-        case 3: TILE(3); break;
-        case 4: TILE(4); break;
-        case 5: TILE(5); break;
-        case 6: TILE(6); break;
+#if TILE_ROWS == 12
+#define MORE_TILES(tile) \
+    case 7: TILE(7, tile); break; \
+    case 8: TILE(8, tile); break; \
+    case 9: TILE(9, tile); break; \
+    case 10: TILE(10, tile); break; \
+    case 11: TILE(11, tile); break; \
+    case 12: TILE(12, tile); break;
+#else
+#define MORE_TILES(tile)
+#endif
+#define TILE(rows, tile) tile(rows, y, y_stride, x, x_stride, panel, columns, accumulate, ask_ahead)
+#define TILE_OF(name, tile) \
+    static __attribute__((noinline)) void \
+    name(int64_t num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride, \
+         const float *panel, int64_t columns, int accumulate, int ask_ahead) { \
+        /* Told so, GCC has a register more for the sums. */ \
+        if (columns < 1 || columns > TILE_COLUMNS || accumulate >> 1 || ask_ahead >> 1) \
+            __builtin_unreachable(); \
+        switch (num_rows) { \
+            case 1: TILE(1, tile); break; \
+            case 2: TILE(2, tile); break; \
+            case 3: TILE(3, tile); break; \
+            case 4: TILE(4, tile); break; \
+            case 5: TILE(5, tile); break; \
+            case 6: TILE(6, tile); break; \
+            MORE_TILES(tile) \
+        } \
     }
-}
+TILE_OF(tile_of, tile)
+TILE_OF(tile_of_pairs, tile_in_pairs)
 
-/* x [rows, in], packed weights -> y [rows, out], or y + that, to `accumulate`. */
-void linear(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
-            int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+/* In `pairs` the columns of `packed`, of which there are `in_features`, are two of bfloat16 each. */
+static inline __attribute__((always_inline)) void
+product(int pairs, float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
+        int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+    int64_t x_step = pairs ? X_STEP : 1, slice = TILE_COLUMNS / x_step;
     /* Blocks of about equal size, and tiles: 8 rows are twice 4, not 6 and 2. */
-    int64_t block = cdiv(rows, max(cdiv(rows * in_features, BLOCK_FLOATS), 1));
+    int64_t block = cdiv(rows, max(cdiv(rows * in_features * x_step, BLOCK_FLOATS), 1));
     int64_t num_tiles = max(cdiv(block, TILE_ROWS), 1), tile_rows = max(cdiv(block, num_tiles), 1);
     block = num_tiles * tile_rows;
     for (int64_t first = 0; first < rows; first += block, x += block * x_stride, y += block * out_features) {
         int64_t block_rows = min(rows - first, block);
         #pragma omp parallel for schedule(static) num_threads(num_threads)
         for (int64_t out = 0; out < out_features; out += PANEL)
-            for (int64_t k = 0; k < in_features; k += TILE_COLUMNS) {
-                int64_t columns = min(in_features - k, TILE_COLUMNS);
+            for (int64_t k = 0; k < in_features; k += slice) {
+                int64_t columns = min(in_features - k, slice), is_wide = 0;
                 const float *panel = packed + out * in_features + k * PANEL;
+#if X_STEP == 2
+                float wide[pairs ? TILE_COLUMNS * PANEL : 1];
+                if (pairs && block_rows > TILE_ROWS) {
+                    widen(wide, panel, columns);
+                    panel = wide, columns *= 2, is_wide = 1;
+                }
+#endif
                 /* The first tile waits for memory, the others find the panel in L1. A single row
                  * reads as fast as the processor itself looks ahead. */
-                for (int64_t row = 0; row < block_rows; row += tile_rows)
-                    tile_of(min(block_rows - row, tile_rows), y + row * out_features + out,
-                            out_features, x + row * x_stride + k, x_stride, panel, columns,
-                            accumulate || k > 0, row == 0 && block_rows > 1);
+                for (int64_t row = 0; row < block_rows; row += tile_rows) {
+#define THIS_TILE min(block_rows - row, tile_rows), y + row * out_features + out, out_features, \
+                  x + row * x_stride + k * x_step, x_stride, panel, columns, accumulate || k > 0
+                    if (pairs && !is_wide) tile_of_pairs(THIS_TILE, row == 0 && block_rows > 1);
+                    else tile_of(THIS_TILE, row == 0 && block_rows > 1 && !is_wide);
+                }
             }
     }
+}
+
+/* x [rows, in], packed weights -> y [rows, out], or y + that, to `accumulate`. */
+void linear(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
+            int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+    product(0, y, x, x_stride, packed, rows, out_features, in_features, accumulate, num_threads);
+}
+
+/* The same with weights from `pack_bfloat16`; sums are float32. */
+void linear_bfloat16(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
+                     int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+#if X_STEP == 1
+    x = as_pairs(x, x_stride, rows, in_features, num_threads);
+    x_stride = in_features / 2;
+#endif
+    product(1, y, x, x_stride, packed, rows, out_features, in_features / 2, accumulate, num_threads);
 }
 
 /* --- between the products ------------------------------------------------------------------------ */
@@ -150,7 +328,7 @@ void rms_norm(float *y, const float *x, const float *weight, int64_t rows, int64
     }
 }
 
-/* e^x for x <= 0: 2^n times a polynomial (Cephes' expf), eight at a time. Below -87 it is 0. */
+/* e^x for x <= 0: 2^n times a polynomial (Cephes' expf), a vector at a time. Below -87 it is 0. */
 static inline vec exp_vec(vec x) {
     ivec i = __builtin_convertvector(x * 1.44269504f - 0.5f, ivec); /* log2(e) */
     vec n = __builtin_convertvector(i, vec);
@@ -188,16 +366,14 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, const int6
         float *heads = qkv + row * (num_heads * dim + 2 * kv_width);
         const float *c = cos + positions[row] * dim, *s = sin + positions[row] * dim;
         for (float *head = heads; head < heads + (num_heads + num_kv_heads) * dim; head += dim)
-            for (int64_t i = 0; i < half; i += LANES) {
-                vec first = load(head + i), second = load(head + half + i);
-                store(head + i, first * load(c + i) + second * load(s + i));
-                store(head + half + i, second * load(c + half + i) + first * load(s + half + i));
+            _Pragma("GCC ivdep") for (int64_t i = 0; i < half; i++) {
+                float first = head[i], second = head[half + i];
+                head[i] = first * c[i] + second * s[i];
+                head[half + i] = second * c[half + i] + first * s[half + i];
             }
         const float *key = heads + num_heads * dim, *value = key + kv_width;
-        for (int64_t i = 0; i < kv_width; i += LANES) {
-            store(keys + slots[row] * kv_width + i, load(key + i));
-            store(values + slots[row] * kv_width + i, load(value + i));
-        }
+        memcpy(keys + slots[row] * kv_width, key, kv_width * sizeof(float));
+        memcpy(values + slots[row] * kv_width, value, kv_width * sizeof(float));
     }
 }
 
@@ -225,7 +401,7 @@ score_tile(int num_heads, int whole, float *scores, const float *query, int64_t 
     UNROLL for (int h = 0; h < num_heads; h++)
         UNROLL for (int t = 0; t < TILE_KEYS; t++) sums[h][t] = (vec){0};
     _Pragma("GCC unroll 2") for (int64_t d = 0; d < dim; d += LANES) {
-        if (d % 16 == 0) /* a line of memory has 16 floats */
+        if (d % LINE == 0)
             UNROLL for (int t = 0; t < TILE_KEYS; t++) __builtin_prefetch(place(soon, t, d));
         vec qs[TILE_HEADS];
         UNROLL for (int h = 0; h < num_heads; h++) qs[h] = load(query + h * dim + d);
@@ -258,15 +434,17 @@ score(int64_t num_heads, float scores[][SLICE], const float *query, int64_t dim,
         }
 }
 
-static inline vec larger(vec a, vec b) {
-    ivec first = a > b;
-    return (vec)(((ivec)a & first) | ((ivec)b & ~first));
+static inline vec4 larger(vec4 a, vec4 b) {
+    ivec4 first = a > b;
+    return (vec4)(((ivec4)a & first) | ((ivec4)b & ~first));
 }
 
-static inline float largest(vec v) {
-    v = larger(v, __builtin_shuffle(v, (ivec){4, 5, 6, 7, 0, 1, 2, 3}));
-    v = larger(v, __builtin_shuffle(v, (ivec){2, 3, 0, 1, 6, 7, 4, 5}));
-    return larger(v, __builtin_shuffle(v, (ivec){1, 0, 3, 2, 5, 4, 7, 6}))[0];
+/* The largest of SLICE floats. */
+static inline float largest(const float *of) {
+    vec4 v = *(const vec4 *)of;
+    UNROLL for (int t = 4; t < SLICE; t += 4) v = larger(v, *(const vec4 *)(of + t));
+    v = larger(v, SHUFFLE(ivec4, v, v, 2, 3, 0, 1));
+    return larger(v, SHUFFLE(ivec4, v, v, 1, 0, 3, 2))[0];
 }
 
 /* Scores of up to SLICE keys become weights; `shrink` is what the sums so far must be multiplied by,
@@ -276,9 +454,7 @@ softmax_slice(int64_t num_heads, float weights[][SLICE], int64_t count, float sc
               float *total, float shrink[]) {
     for (int64_t h = 0; h < num_heads; h++) {
         for (int64_t t = count; t < SLICE; t++) weights[h][t] = -INFINITY;
-        vec peak = load(weights[h]);
-        UNROLL for (int64_t t = LANES; t < SLICE; t += LANES) peak = larger(peak, load(weights[h] + t));
-        float before = highest[h], now = largest(peak) * scale;
+        float before = highest[h], now = largest(weights[h]) * scale;
         highest[h] = now > before ? now : before;
         shrink[h] = before - highest[h];
     }
@@ -305,8 +481,8 @@ add_tile(int num_heads, float *result, int64_t dim, const float *shrink, const f
             UNROLL for (int v = 0; v < 4; v++)
                 sums[h][v] = load(result + h * dim + d + v * LANES) * shrink[h];
         for (int64_t t = 0; t < count; t++) {
-            __builtin_prefetch(place(soon, t, d)); /* two lines: 4 * LANES floats */
-            __builtin_prefetch(place(soon, t, d) + 16);
+            UNROLL for (int ahead = 0; ahead < 4 * LANES; ahead += LINE)
+                __builtin_prefetch(place(soon, t, d) + ahead);
             vec of[TILE_HEADS];
             UNROLL for (int h = 0; h < num_heads; h++) of[h] = broadcast(weights[h][t]);
             UNROLL for (int v = 0; v < 4; v++) {
@@ -419,27 +595,28 @@ typedef struct {
 /* All decoder layers for rows of one token each; hidden [rows, hidden_size] is changed in place. The
  * cache is [layers, 2, blocks, block_size, kv_heads, D], `half` floats from keys to values. `scratch`
  * has room for the widest of each row: hidden_size + (heads + 2 kv_heads) * D + 2 * inner floats. */
-void decode(float *hidden, const layer_weights *layers, int64_t num_layers, float *scratch,
-            float *kv_cache, int64_t half, const float *cos, const float *sin,
+void decode(float *hidden, const layer_weights *layers, int64_t num_layers, int is_bfloat16,
+            float *scratch, float *kv_cache, int64_t half, const float *cos, const float *sin,
             const int64_t *positions, const int64_t *slots, const int64_t *owners,
             const int64_t *block_tables, int64_t table_width, int64_t rows, int64_t hidden_size,
             int64_t inner, int64_t num_heads, int64_t num_kv_heads, int64_t dim, int64_t block_size,
             float eps, float scale, int num_threads) {
+    typeof(linear) *multiply = is_bfloat16 ? linear_bfloat16 : linear;
     int64_t attended_width = num_heads * dim, qkv_width = attended_width + 2 * num_kv_heads * dim;
     float *normed = scratch, *qkv = normed + rows * hidden_size, *gate_up = qkv + rows * qkv_width;
     for (const layer_weights *layer = layers; layer < layers + num_layers; layer++, kv_cache += 2 * half) {
         float *keys = kv_cache, *values = kv_cache + half;
         rms_norm(normed, hidden, layer->input_norm, rows, hidden_size, eps, num_threads);
-        linear(qkv, normed, hidden_size, layer->qkv, rows, qkv_width, hidden_size, 0, num_threads);
+        multiply(qkv, normed, hidden_size, layer->qkv, rows, qkv_width, hidden_size, 0, num_threads);
         rotate_and_store(qkv, cos, sin, positions, slots, keys, values, rows, num_heads, num_kv_heads,
                          dim, num_threads);
         paged_attention(qkv, qkv_width, keys, values, block_tables, table_width, owners, positions,
                         rows, num_heads, num_kv_heads, dim, block_size, scale, num_threads);
-        linear(hidden, qkv, qkv_width, layer->o, rows, hidden_size, attended_width, 1, num_threads);
+        multiply(hidden, qkv, qkv_width, layer->o, rows, hidden_size, attended_width, 1, num_threads);
         rms_norm(normed, hidden, layer->post_attention_norm, rows, hidden_size, eps, num_threads);
-        linear(gate_up, normed, hidden_size, layer->gate_up, rows, 2 * inner, hidden_size, 0,
+        multiply(gate_up, normed, hidden_size, layer->gate_up, rows, 2 * inner, hidden_size, 0,
                num_threads);
         silu_and_mul(gate_up, rows, inner, num_threads);
-        linear(hidden, gate_up, 2 * inner, layer->down, rows, hidden_size, inner, 1, num_threads);
+        multiply(hidden, gate_up, 2 * inner, layer->down, rows, hidden_size, inner, 1, num_threads);
     }
 }

@@ -32,12 +32,17 @@ from minivllm.models.weight_cache import cached
 
 SOURCE = Path(__file__).with_suffix(".c")
 _LIBRARY = "cpu_kernels.so"
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
-_LANES = 8
-"""Floats that the kernels take at once: widths must be a multiple of it."""
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "--param=avoid-fma-max-bits=0",  # some processors' tuning fuses no waiting sums
+)
+_WIDTHS = ("256", "512")
+"""What `MINIVLLM_CPU_WIDTH` may say: bits of a vector register, at most."""
 
-PANEL = 16
-"""Outputs whose weights lie side by side in a packed matrix, as in `cpu_kernels.c`."""
 MAX_ATTENTION_WIDTH = 1 << 14
 """Floats that a token's query heads may have together: attention keeps those of four tokens, and
 their results, on a thread's stack (512 KiB)."""
@@ -47,29 +52,52 @@ their results, on a thread's stack (512 KiB)."""
 def load_kernels() -> CPUKernels | None:
     """The compiled kernels, from the cache if it has them; None where they cannot be had.
 
-    The environment variable `MINIVLLM_CPU_KERNELS=0` turns them off.
+    They use vector registers as wide as the processor has them: 512 bits (AVX-512), 256 (AVX2) or
+    128 (NEON, on Arm). The environment variable `MINIVLLM_CPU_WIDTH=256` leaves AVX-512 unused, to
+    compare; `MINIVLLM_CPU_KERNELS=0` turns the kernels off.
+
+    Raises:
+        ValueError: if `MINIVLLM_CPU_WIDTH` is neither 256 nor 512.
     """
+    width = os.environ.get("MINIVLLM_CPU_WIDTH") or _WIDTHS[-1]
+    if width not in _WIDTHS:
+        raise ValueError(
+            f"MINIVLLM_CPU_WIDTH={width!r}: the CPU kernels' registers may have at most "
+            f"{' or '.join(_WIDTHS)} bits; unset it to use what the processor has"
+        )
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if os.environ.get("MINIVLLM_CPU_KERNELS") == "0" or sys.platform != "linux" or not compiler:
         return None
     try:
-        variant = _fingerprint_of_machine(compiler)
-        directory = cached(SOURCE, functools.partial(_compile, compiler), variant)
-        # Loaded after PyTorch's own OpenMP, which has the same name: both use one set of threads.
-        return CPUKernels(ctypes.CDLL(str(directory / _LIBRARY)))
+        return _kernels_with(compiler, f"-DMAX_LANES={int(width) // 32}")
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).warning("slower: no CPU kernels, %s", error)
         return None
 
 
+def attention_lanes() -> int:
+    """What must divide the width of a head for `paged_attention`: floats in a vector register."""
+    kernels = load_kernels()
+    return kernels.lanes if kernels else 8
+
+
 def can_attend(config: ModelConfig) -> bool:
     """Whether `paged_attention` is made for a model's heads."""
     width = config.num_attention_heads * config.head_dim
-    return config.head_dim % _LANES == 0 and width <= MAX_ATTENTION_WIDTH
+    return config.head_dim % attention_lanes() == 0 and width <= MAX_ATTENTION_WIDTH
 
 
-def _compile(compiler: str, source: Path, directory: Path) -> None:
-    command = [*compiler.split(), *_FLAGS, "-shared", "-fPIC", str(source), "-o"]
+def _kernels_with(compiler: str, *flags: str) -> CPUKernels:
+    """The kernels as compiled with these flags too."""
+    flags = (*_FLAGS, *flags)
+    variant = _fingerprint_of_machine(compiler, flags)
+    directory = cached(SOURCE, functools.partial(_compile, compiler, flags), variant)
+    # Loaded after PyTorch's own OpenMP, which has the same name: both use one set of threads.
+    return CPUKernels(ctypes.CDLL(str(directory / _LIBRARY)))
+
+
+def _compile(compiler: str, flags: tuple[str, ...], source: Path, directory: Path) -> None:
+    command = [*compiler.split(), *flags, "-shared", "-fPIC", str(source), "-o"]
     done = subprocess.run(
         [*command, str(directory / _LIBRARY)], capture_output=True, text=True, timeout=120
     )
@@ -80,26 +108,34 @@ def _compile(compiler: str, source: Path, directory: Path) -> None:
         )
 
 
-def _fingerprint_of_machine(compiler: str) -> str:
+def _fingerprint_of_machine(compiler: str, flags: tuple[str, ...]) -> str:
     """Another compiler or processor needs another binary: home directories travel."""
     version = subprocess.run(
         [*compiler.split(), "--version"], capture_output=True, text=True, timeout=60
     ).stdout
     cpu = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
     features = [line for line in cpu if line.lower().startswith(("flags", "features", "model"))]
-    text = "\n".join([platform.machine(), version, *_FLAGS, *features])
+    text = "\n".join([platform.machine(), version, *flags, *features])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class CPUKernels(Ops):
-    """The operators by `cpu_kernels.c`, for float32 tensors on the CPU.
+    """The operators by `cpu_kernels.c`, for float32 tensors on the CPU and matrices of bfloat16.
 
-    What a kernel is not made for (odd sizes) goes to PyTorch.
+    Sums are float32. Where the processor multiplies pairs of bfloat16 (AVX512_BF16), the products'
+    inputs are rounded to it as PyTorch rounds them; elsewhere a weight becomes float32 when it is
+    read. What a kernel is not made for (odd sizes) goes to PyTorch, in float32.
+
+    Attributes:
+        lanes: floats that the kernels take at once: widths must be a multiple of it.
+        panel: outputs whose weights lie side by side in a packed matrix.
     """
 
     pack_copies = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.lanes = ctypes.c_int64.in_dll(library, "lanes").value
+        self.panel = ctypes.c_int64.in_dll(library, "panel_width").value
         pointer, size, count, number = (
             ctypes.c_void_p,
             ctypes.c_int64,
@@ -108,7 +144,9 @@ class CPUKernels(Ops):
         )
         signatures = {
             "pack": [pointer, pointer, size, size, count],
+            "pack_bfloat16": [pointer, pointer, size, size, count],
             "linear": [pointer, pointer, size, pointer, size, size, size, count, count],
+            "linear_bfloat16": [pointer, pointer, size, pointer, size, size, size, count, count],
             "rms_norm": [pointer, pointer, pointer, size, size, number, count],
             "silu_and_mul": [pointer, size, size, count],
             "rotate_and_store": [pointer] * 7 + [size] * 4 + [count],
@@ -118,7 +156,7 @@ class CPUKernels(Ops):
             + [number, count],
         }
         signatures["decode"] = (
-            [pointer, pointer, size, pointer, pointer, size]
+            [pointer, pointer, size, count, pointer, pointer, size]
             + [pointer] * 6
             + [size] * 8
             + [number, number, count]
@@ -130,27 +168,34 @@ class CPUKernels(Ops):
             self._kernels[name] = kernel
 
     def pack(self, weight: Tensor) -> Tensor:
-        """[out, in] to [out / PANEL, in, PANEL]; as it is if `out` is no multiple of PANEL."""
+        """[out, in] to [out / panel, in, panel]; as it is if `out` is no multiple of `panel`.
+
+        Of bfloat16, two columns share an int32: [out / panel, in / 2, panel], or float32 [out, in].
+        """
         out_features, in_features = weight.shape
-        if out_features % PANEL or not weight.is_contiguous():
-            return weight
-        shape = (out_features // PANEL, in_features, PANEL)
-        packed = lazy_zeros(shape, weight.dtype, "cpu")  # in large pages: they are read in order
-        threads = torch.get_num_threads()
-        self._kernels["pack"](packed.data_ptr(), weight.data_ptr(), *weight.shape, threads)
+        halves = weight.dtype == torch.bfloat16
+        is_odd = halves and in_features % 2
+        if out_features % self.panel or is_odd or not weight.is_contiguous():
+            return weight.float()
+        columns, dtype = (in_features // 2, torch.int32) if halves else (in_features, torch.float)
+        shape = (out_features // self.panel, columns, self.panel)
+        packed = lazy_zeros(shape, dtype, "cpu")  # in large pages: they are read in order
+        pack = self._kernels["pack_bfloat16" if halves else "pack"]
+        pack(packed.data_ptr(), weight.data_ptr(), *weight.shape, torch.get_num_threads())
         return packed
 
     def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         if not is_packed(weight):
-            return super().embed(token_ids, weight)
-        return weight[token_ids // PANEL, :, token_ids % PANEL]
+            return super().embed(token_ids, weight).float()
+        rows = weight[token_ids // self.panel, :, token_ids % self.panel]
+        return rows.view(torch.bfloat16).float() if is_bfloat16(weight) else rows
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
     ) -> Tensor:
         if not is_packed(weight):
             return super().linear(x, weight, bias, out=out)
-        output = x.new_empty(x.shape[0], len(weight) * PANEL) if out is None else out
+        output = x.new_empty(x.shape[0], len(weight) * self.panel) if out is None else out
         self._multiply(output, x, weight, accumulate=False)
         return output if bias is None else output.add_(bias)
 
@@ -165,10 +210,10 @@ class CPUKernels(Ops):
             residual.add_(bias)
 
     def _multiply(self, output: Tensor, x: Tensor, weight: Tensor, accumulate: bool) -> None:
-        assert x.shape[1] == weight.shape[1]
+        assert x.shape[1] == weight.shape[1] * (2 if is_bfloat16(weight) else 1)
         if x.stride(1) != 1:
             x = x.contiguous()
-        self._kernels["linear"](
+        self._kernels["linear_bfloat16" if is_bfloat16(weight) else "linear"](
             output.data_ptr(),
             x.data_ptr(),
             x.stride(0),
@@ -179,7 +224,7 @@ class CPUKernels(Ops):
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if not x.is_contiguous() or x.shape[-1] % _LANES:
+        if not x.is_contiguous() or x.shape[-1] % self.lanes:
             return super().rms_norm(x, weight, eps)
         output = torch.empty_like(x)
         width = x.shape[-1]
@@ -196,7 +241,7 @@ class CPUKernels(Ops):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        if width % _LANES:
+        if width % self.lanes:
             return super().silu_and_mul(gate_up)
         self._kernels["silu_and_mul"](gate_up.data_ptr(), rows, width, torch.get_num_threads())
         return gate_up[:, :width]
@@ -214,7 +259,7 @@ class CPUKernels(Ops):
         if head_norms:
             qkv = self.norm_heads(qkv, num_heads, kv_cache.shape[3], head_norms)
         rows, _, head_dim = qkv.shape
-        if not qkv.is_contiguous() or head_dim % (2 * _LANES):
+        if not qkv.is_contiguous():
             return super().rotate_and_store(qkv, num_heads, rope, positions, kv_cache, slot_mapping)
         keys = kv_cache.data_ptr()
         self._kernels["rotate_and_store"](
@@ -281,3 +326,8 @@ class CPUKernels(Ops):
 def is_packed(weight: Tensor) -> bool:
     """Whether `CPUKernels.pack` has changed the order of a matrix."""
     return weight.dim() == 3
+
+
+def is_bfloat16(packed: Tensor) -> bool:
+    """Whether a packed matrix has 16 bits a weight."""
+    return packed.dtype == torch.int32

