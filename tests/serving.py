@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,25 @@ def hf_generate(model: PreTrainedModel, ids: list[int], n: int = NUM_NEW_TOKENS)
     return output[0, len(ids) :].tolist()
 
 
+REFERENCE = Path(__file__).parent / "data" / "smollm2-greedy.json"
+"""What transformers makes of each prompt: `python tests/serving.py` writes it, test_tokens.py asks
+transformers about some of it again."""
+
+
 @functools.cache
 def smollm2_reference() -> tuple[list[list[int]], list[list[int]]]:
     """The 64 prompts as token ids, and what transformers makes of each."""
+    expected = json.loads(REFERENCE.read_text(encoding="utf-8"))
     prompts = smollm2_prompts()
+    assert len(prompts) == len(expected), "python tests/serving.py writes them anew"
+    return prompts, expected
+
+
+def write_reference() -> None:
+    """Ask transformers about every prompt: a minute."""
     model = hf_model(find_model(DEFAULT_MODEL))
-    return prompts, [hf_generate(model, prompt) for prompt in prompts]
+    rows = [json.dumps(hf_generate(model, prompt)) for prompt in smollm2_prompts()]
+    REFERENCE.write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
 
 
 def smollm2_prompts() -> list[list[int]]:
@@ -107,3 +121,7 @@ def smollm2_prompts() -> list[list[int]]:
     ]
     assert len(prompts) >= 64
     return prompts
+
+
+if __name__ == "__main__":
+    write_reference()
