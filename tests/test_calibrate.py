@@ -69,7 +69,7 @@ class MadeUpEngine:
         seconds = self.cost.step_time(StepLoad.of_plan(plan))
         self.clock.now += seconds * math.exp(self.noise * self.rng.gauss(0, 1))
         requests = [self.scheduler.requests[i] for i in plan.num_scheduled_tokens]
-        tokens = {r.request_id: 1 for r in requests if r.num_computed_tokens == r.num_tokens}
+        tokens = {r.request_id: 1 for r in requests if r.is_caught_up}
         return [
             SimpleNamespace(
                 request_id=o.request_id, finished=o.finish_reason is not None, error=None

@@ -28,8 +28,8 @@ from minivllm.sim import (
     FixedCost,
     Mix,
     OpenLoop,
-    Scenario,
     Simulation,
+    SimulationConfig,
     StepLoad,
     Trace,
     UniformLength,
@@ -276,7 +276,7 @@ def driven_by_hand(trace, cost, config):
             load.kv_tokens += request.num_computed_tokens
             for position in range(request.num_computed_tokens - count, request.num_computed_tokens):
                 load.attention_pairs += position + 1
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 load.num_sampled += 1
                 tokens[request_id] = 100 + int(request_id)
         plans.append((now, plan.num_scheduled_tokens, plan.preempted_req_ids, plan.new_block_ids,
@@ -327,16 +327,16 @@ def test_there_is_no_second_scheduler():
 
 PROGRAM = """
 import hashlib, json
-from minivllm.sim import ClosedLoop, OpenLoop, Scenario
+from minivllm.sim import ClosedLoop, OpenLoop, SimulationConfig
 
 CRAMPED = {"num_gpu_blocks": 600, "max_num_batched_tokens": 512, "max_model_len": 8192}
 SCENARIOS = {
-    "chat": Scenario(OpenLoop("chat", 20, num_requests=60), seed=7),
-    "bursts": Scenario(OpenLoop("sharegpt", 15, num_requests=60, burstiness=0.3), gpu="a10",
+    "chat": SimulationConfig(OpenLoop("chat", 20, num_requests=60), seed=7),
+    "bursts": SimulationConfig(OpenLoop("sharegpt", 15, num_requests=60, burstiness=0.3), gpu="a10",
                        knobs=CRAMPED, seed=1),
-    "users": Scenario(ClosedLoop("shared-prefix", 10, 0.5, num_requests=50), gpu="l4",
+    "users": SimulationConfig(ClosedLoop("shared-prefix", 10, 0.5, num_requests=50), gpu="l4",
                       knobs={**CRAMPED, "preemption_mode": "swap", "num_cpu_blocks": 500}),
-    "tp": Scenario(OpenLoop("conversation", 4, num_requests=20), "llama-3-70b", "h200", 4),
+    "tp": SimulationConfig(OpenLoop("conversation", 4, num_requests=20), "llama-3-70b", "h200", 4),
 }
 print(json.dumps({
     name: hashlib.sha256(json.dumps(scenario.run().to_dict()).encode()).hexdigest()
@@ -394,8 +394,9 @@ def test_pyodide_gives_the_same_bytes(tmp_path):
         folder = get_pyodide()
     except RuntimeError as error:
         pytest.skip(str(error))
-    sources = [ROOT / "minivllm" / name for name in ("__init__.py", "text_file.py")]
-    sources += [f for part in ("core", "sim") for f in (ROOT / "minivllm" / part).rglob("*.py")]
+    sources = [ROOT / "minivllm" / name for name in ("__init__.py", "text_file.py", "extras.py")]
+    for part in ("core", "runs", "sim"):
+        sources += (ROOT / "minivllm" / part).rglob("*.py")
     files = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sources}
     (tmp_path / "files.json").write_text(json.dumps(files))
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -411,8 +412,8 @@ def test_pyodide_gives_the_same_bytes(tmp_path):
 def test_standard_library_is_enough():
     done = run_on_bare_python(
         """
-        from minivllm.sim import OpenLoop, Scenario
-        print(Scenario(OpenLoop("chat", 5, num_requests=3)).run().num_finished)
+        from minivllm.sim import OpenLoop, SimulationConfig
+        print(SimulationConfig(OpenLoop("chat", 5, num_requests=3)).run().num_finished)
         from minivllm.sim.__main__ import main
         assert main(["--num-requests", "3", "--json"]) == 0
         assert not [m for m in sys.modules if m.startswith(("minivllm.viz", "minivllm.engine"))]
@@ -481,19 +482,28 @@ CHAT = OpenLoop("chat", 5, num_requests=3)
         (lambda: simulate(CHAT, FixedCost(1), ROOMY, on_refused="shrug"), ("on_refused", "shrug")),
         (lambda: FixedCost(0), ("seconds", "greater than 0")),
         (lambda: FixedCost(math.nan), ("seconds", "nan")),
-        (lambda: Scenario(model="gpt-5"), ("model", "gpt-5", "llama-3-8b")),
-        (lambda: Scenario(model="llama-3-8"), ("Did you mean 'llama-3-8b'?",)),
-        (lambda: Scenario(gpu="h10"), ("gpu", "h10", "Did you mean 'h100'?")),
-        (lambda: Scenario(knobs={"budget": 5}), ("knobs", "budget", "max_num_batched_tokens")),
-        (lambda: Scenario(tensor_parallel=0), ("tensor_parallel", "at least 1", "0")),
-        (lambda: Scenario(tensor_parallel=3).config(), ("tensor_parallel", "32", "3")),
-        (lambda: Scenario(gpu_memory_utilization=1.5), ("gpu_memory_utilization", "at most 1")),
-        (lambda: Scenario(seed=-3), ("seed", "-3")),
-        (lambda: Scenario(until=-1), ("until", "-1")),
-        (lambda: Scenario(model="llama-3-70b", gpu="a10").run(), ("141", "GB", "tensor_parallel")),
-        (lambda: Scenario().with_(speed=1), ("speed", "rate")),
-        (lambda: Scenario().with_(rate=-1), ("rate", "-1")),
-        (lambda: Scenario().with_(budget=0).config(), ("max_num_batched_tokens", "0")),
+        (lambda: SimulationConfig(model="gpt-5"), ("model", "gpt-5", "llama-3-8b")),
+        (lambda: SimulationConfig(model="llama-3-8"), ("Did you mean 'llama-3-8b'?",)),
+        (lambda: SimulationConfig(gpu="h10"), ("gpu", "h10", "Did you mean 'h100'?")),
+        (
+            lambda: SimulationConfig(knobs={"budget": 5}),
+            ("knobs", "budget", "max_num_batched_tokens"),
+        ),
+        (lambda: SimulationConfig(tensor_parallel=0), ("tensor_parallel", "at least 1", "0")),
+        (lambda: SimulationConfig(tensor_parallel=3).config(), ("tensor_parallel", "32", "3")),
+        (
+            lambda: SimulationConfig(gpu_memory_utilization=1.5),
+            ("gpu_memory_utilization", "at most 1"),
+        ),
+        (lambda: SimulationConfig(seed=-3), ("seed", "-3")),
+        (lambda: SimulationConfig(until=-1), ("until", "-1")),
+        (
+            lambda: SimulationConfig(model="llama-3-70b", gpu="a10").run(),
+            ("141", "GB", "tensor_parallel"),
+        ),
+        (lambda: SimulationConfig().with_(speed=1), ("speed", "rate")),
+        (lambda: SimulationConfig().with_(rate=-1), ("rate", "-1")),
+        (lambda: SimulationConfig().with_(budget=0).config(), ("max_num_batched_tokens", "0")),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(make, words):
@@ -548,9 +558,61 @@ def test_stepping_is_running():
 
 def test_chunking_changes_what_a_step_costs_and_not_what_comes_out():
     """The lever of exercise 10, at the scale of the H100: a document's chunks delay decodes."""
-    base = Scenario(OpenLoop("chat90-doc10", 4, num_requests=150), seed=3)
+    base = SimulationConfig(OpenLoop("chat90-doc10", 4, num_requests=150), seed=3)
     whole = base.with_(budget=16_384).run()
     chunked = base.with_(budget=16_384, threshold=512).run()
     assert whole.num_output_tokens == chunked.num_output_tokens
     assert chunked.percentile("max_itl", 99, "chat") < 0.5 * whole.percentile("max_itl", 99, "chat")
     assert roofline("llama-3-8b", "h100").name == "llama-3-8b on h100"
+
+
+def test_proposed_tokens_pay_while_weights_are_what_is_read() -> None:
+    """At one user a step costs the same with five tokens; at 256 it does not."""
+
+    def throughput(users: int, k: int, rate: float) -> float:
+        scenario = SimulationConfig(
+            ClosedLoop("chat", users, num_requests=4 * users),
+            knobs={"num_speculative_tokens": k},
+            acceptance_rate=rate,
+        )
+        return scenario.summary()["output_throughput"]
+
+    assert throughput(1, 4, 0.7) > 2 * throughput(1, 0, 0.7)
+    assert throughput(1, 4, 0.0) > 0.98 * throughput(1, 0, 0.0)
+    assert throughput(256, 4, 0.4) < throughput(256, 0, 0.4)
+
+
+def test_a_draft_model_takes_time_and_memory() -> None:
+    """One pass over the step's tokens and the new ones, then a pass for each further proposal."""
+    traffic = ClosedLoop("chat", 1, num_requests=2)
+    free = SimulationConfig(traffic, knobs={"num_speculative_tokens": 4}, acceptance_rate=0.7)
+    paid = replace(free, draft_model="llama-3-1b")
+    alone = paid.draft_cost()
+    assert alone is not None
+    steps: list[tuple[float, StepLoad]] = []
+    paid.run(on_step=lambda start, seconds, plan, load: steps.append((seconds, load)))
+    decodes = [(s, load) for s, load in steps if load.num_tokens == load.num_sampled == 5]
+    assert decodes
+    for seconds, load in decodes:
+        draft = seconds - paid.roofline().step_time(load)
+        one = alone.step_time(StepLoad(1, 1, 1, load.kv_tokens, load.kv_tokens))
+        assert draft == pytest.approx(4 * one, rel=0.02)
+    assert paid.config().num_gpu_blocks < 0.9 * free.config().num_gpu_blocks
+    assert paid.config().num_lookahead_tokens == 4
+    without = SimulationConfig(traffic).summary()["output_throughput"]
+    assert without < paid.summary()["output_throughput"] < free.summary()["output_throughput"]
+    with pytest.raises(ValueError, match="llama-3-8b one of 128256"):
+        replace(paid, draft_model="qwen3-0.6b")
+    with pytest.raises(ValueError, match="set num_speculative_tokens"):
+        SimulationConfig(draft_model="llama-3-1b")
+
+
+def test_an_acceptance_rate_is_a_share() -> None:
+    with pytest.raises(ValueError, match="acceptance_rate"):
+        SimulationConfig(acceptance_rate=1.2)
+    everything = SimulationConfig(
+        ClosedLoop("chat", 1, num_requests=3), knobs={"num_speculative_tokens": 3},
+        acceptance_rate=1.0,
+    ).run()  # fmt: skip
+    stats = everything.stats
+    assert stats["num_accepted_tokens"] == stats["num_draft_tokens"] > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minivllm.sim import SLO, FixedCost, OpenLoop, Scenario, read_results, sweep
+from minivllm.sim import SLO, FixedCost, OpenLoop, SimulationConfig, read_results, sweep
 from minivllm.sim.__main__ import KNOB_OPTIONS, main, make_parser, parse_grid, parse_slo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def test_the_line_of_the_readme(capsys):
     assert THE_LINE in (ROOT / "README.md").read_text()
     status, out, err = run([*shlex.split(THE_LINE), *QUICK], capsys)
     assert (status, err) == (0, "")
-    scenario = Scenario(
+    scenario = SimulationConfig(
         OpenLoop("chat90-doc10", 20, num_requests=40),
         knobs={"max_num_batched_tokens": 2048, "long_prefill_token_threshold": 512},
     )
@@ -68,7 +68,7 @@ def test_json_is_the_result(capsys):
     status, out, _ = run(["--json", "--rate", "7", "--slo", "ttft=1,tpot=0.05", *QUICK], capsys)
     assert status == 0
     data = json.loads(out, parse_constant=pytest.fail)  # no NaN: it is no JSON
-    result = Scenario(OpenLoop("chat", 7, num_requests=40)).run()
+    result = SimulationConfig(OpenLoop("chat", 7, num_requests=40)).run()
     assert data["summary"] == result.summary(SLO(ttft=1, tpot=0.05))
     assert data["scenario"]["gpu"] == "h100"
     assert "records" not in data
@@ -367,7 +367,7 @@ def test_nothing_in_a_report_ends_its_script(tmp_path):
     from minivllm.sim.workload import Arrival
 
     trace = Trace((Arrival(0, 5, 5, kind="</script><b>"), Arrival(1, 5, 5)), "<i>x</i>")
-    scenario = Scenario(trace, cost=FixedCost(0.1))
+    scenario = SimulationConfig(trace, cost=FixedCost(0.1))
     text = run_report(scenario, scenario.run())
     assert text.count("</script>") == 3
     assert "<b>" not in text.split("</main>")[0]

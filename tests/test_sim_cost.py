@@ -125,6 +125,7 @@ def test_a_load_is_what_counting_one_by_one_gives(requests):
     assert load.attention_pairs == pairs
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 700))
 def test_chunks_multiply_the_same_pairs_and_read_more_cache(prompt, chunk):
     whole, parts = StepLoad(), StepLoad()

@@ -15,15 +15,15 @@ go = pytest.importorskip("plotly.graph_objects")
 from minivllm.core import SchedulerConfig  # noqa: E402
 from minivllm.sim import figures  # noqa: E402
 from minivllm.sim.calibrate import Calibration, Validation  # noqa: E402
+from minivllm.sim.config import SimulationConfig  # noqa: E402
 from minivllm.sim.cost import FittedCost, roofline  # noqa: E402
 from minivllm.sim.results import SLO, SimResult  # noqa: E402
-from minivllm.sim.scenario import Scenario  # noqa: E402
 from minivllm.sim.simulate import simulate  # noqa: E402
 from minivllm.sim.workload import ClosedLoop, OpenLoop  # noqa: E402
 from minivllm.viz import theme  # noqa: E402
 from minivllm.viz.offline import figure_html  # noqa: E402
 
-BASE = Scenario(workload=ClosedLoop("chat", 1, num_requests=40))
+BASE = SimulationConfig(workload=ClosedLoop("chat", 1, num_requests=40))
 USERS = (1, 4, 16, 64)
 ROWS = [
     {"users": users, **BASE.with_(users=users, num_requests=3 * users + 20).summary(SLO(tpot=0.02))}

@@ -20,8 +20,8 @@ from minivllm.sim import (
     ClosedLoop,
     FixedCost,
     OpenLoop,
-    Scenario,
     Simulation,
+    SimulationConfig,
     Trace,
     comparison_table,
     llm_arguments,
@@ -34,12 +34,16 @@ from minivllm.sim import (
     vllm_serve,
     without_flag,
 )
-from minivllm.sim.handover import BENCH_FLAGS, NO_FLAG, VLLM_FLAGS
+from minivllm.sim.handover import BENCH_FLAGS, NEWER_KNOBS, NO_FLAG, VLLM_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = json.loads((ROOT / "tools" / "upstream_lines.json").read_text())
+SPECULATION = ("num_speculative_tokens", "num_lookahead_tokens")
+LINES = {
+    name: json.loads((ROOT / "tools" / f"upstream_lines{name}.json").read_text())
+    for name in ("", "_newest")
+}
 
-SCENARIO = Scenario(
+SCENARIO = SimulationConfig(
     OpenLoop("chat90-doc10", 20, duration=60, burstiness=0.5),
     tensor_parallel=2,
     knobs={
@@ -59,8 +63,8 @@ SCENARIO = Scenario(
 )
 def test_every_flag_stands_in_the_line_that_is_cited_for_it(flag, citation):
     """`make upstream-check` compares these lines with vLLM's own files."""
-    path, line = citation.split(":")
-    assert f'"{flag}"' in LINES[path][line]
+    *newest, path, line = citation.split(":")
+    assert f'"{flag}"' in LINES["_newest" if newest else ""][path][line]
 
 
 def test_every_knob_has_a_flag_or_a_reason():
@@ -76,14 +80,14 @@ def test_every_flag_is_an_option_of_the_vllm_that_is_installed():
     if spec is None or spec.origin is None:
         pytest.skip("vLLM is not installed: `make upstream-check` compares the cited lines")
     known = set()
-    for path in {citation.split(":")[0] for _, citation in VLLM_FLAGS.values()} | {
-        citation.split(":")[0] for citation in BENCH_FLAGS.values()
+    for path in {citation.split(":")[-2] for _, citation in VLLM_FLAGS.values()} | {
+        citation.split(":")[-2] for citation in BENCH_FLAGS.values()
     }:
         tree = ast.parse((Path(spec.origin).parents[1] / path).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 known |= {a.value for a in node.args if isinstance(a, ast.Constant)}
-    assert {flag for flag, _ in VLLM_FLAGS.values()} <= known
+    assert {flag for knob, (flag, _) in VLLM_FLAGS.items() if knob not in NEWER_KNOBS} <= known
     assert set(BENCH_FLAGS) <= known
 
 
@@ -113,6 +117,22 @@ def test_serve_prints_the_whole_configuration():
         "--enable-chunked-prefill": None,
         "--scheduler-reserve-full-isl": None,
     }
+
+
+def test_a_newer_knob_is_printed_where_it_is_set():
+    knobs = {"watermark": 0.05, "max_num_active_seqs": 64, "prefill_schedule_interval": 4}
+    _, found = options(vllm_serve(SCENARIO.with_(**knobs)))
+    assert found["--watermark"] == "0.05"
+    assert found["--max-num-active-seqs"] == "64"
+    assert found["--prefill-schedule-interval"] == "4"
+    assert "--max-num-queued-reqs" not in found
+    assert call_arguments(llm_arguments(SCENARIO.with_(**knobs)))["watermark"] == 0.05
+
+
+def test_a_release_is_installed_not_set():
+    assert "vllm_version" not in vllm_serve(SCENARIO)
+    older = SCENARIO.with_(vllm_version="0.22.1")
+    assert "# vLLM has no flag for vllm_version='0.22.1': the release is" in vllm_serve(older)
 
 
 def test_a_number_of_blocks_counts_the_null_block_there():
@@ -166,7 +186,7 @@ def test_minivllm_takes_the_arguments_and_understands_the_same():
     assert ours.pop("model")
     taken = _engine_arguments(ours)
     for knob, value in scenario.config().to_dict().items():
-        if knob not in ("num_gpu_blocks", "keep_upstream_bugs"):
+        if knob not in ("num_gpu_blocks", "keep_upstream_bugs", *SPECULATION):
             assert taken.get(knob) == value, knob
     # vLLM's names are understood too, and mean the same knobs.
     theirs = call_arguments(llm_arguments(SCENARIO.with_(tp=1)))
@@ -195,7 +215,7 @@ def test_bench_asks_for_the_same_traffic():
     prompt, output = SCENARIO.workload.mix.mean_lengths()
     assert found["--random-input-len"] == str(round(prompt))
     assert found["--random-output-len"] == str(round(output))
-    closed = Scenario(ClosedLoop("chat", 32, 1.5, num_requests=100))
+    closed = SimulationConfig(ClosedLoop("chat", 32, 1.5, num_requests=100))
     _, found = options(vllm_bench(closed))
     assert set(found) <= set(BENCH_FLAGS)
     assert (found["--max-concurrency"], found["--num-prompts"]) == ("32", "100")
@@ -204,7 +224,7 @@ def test_bench_asks_for_the_same_traffic():
     assert "share prefixes" not in vllm_bench(closed)
     assert "share prefixes" in vllm_bench(closed.with_(mix="shared-prefix"))
     with pytest.raises(ValueError, match="workload"):
-        vllm_bench(Scenario(Trace((Arrival(0, 1, 1),))))
+        vllm_bench(SimulationConfig(Trace((Arrival(0, 1, 1),))))
 
 
 # --- back from a server ---------------------------------------------------------------------

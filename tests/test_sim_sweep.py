@@ -18,7 +18,7 @@ from minivllm.sim import (
     Arrival,
     FixedCost,
     OpenLoop,
-    Scenario,
+    SimulationConfig,
     Trace,
     get_model,
     pareto_front,
@@ -58,7 +58,7 @@ def test_a_row_for_each_point_in_the_grids_order():
         (rate, budget) for rate in GRID["rate"] for budget in GRID["budget"]
     ]
     for row in rows:
-        scenario = Scenario(replace(WORKLOAD, rate=row["rate"]))
+        scenario = SimulationConfig(replace(WORKLOAD, rate=row["rate"]))
         summary = scenario.with_(budget=row["budget"]).run().summary()
         assert {name: row[name] for name in summary} == summary
         assert "goodput" not in row
@@ -145,7 +145,7 @@ def test_the_same_point_under_another_name_is_not_run_again(tmp_path):
 
 
 def test_what_a_result_depends_on_is_in_its_key():
-    base = Scenario(WORKLOAD)
+    base = SimulationConfig(WORKLOAD)
     thin = replace(get_model("llama-3-8b"), num_layers=4)
     one, other = (Arrival(0, 5, 5),), (Arrival(0, 5, 6),)
     others = [
@@ -163,7 +163,7 @@ def test_what_a_result_depends_on_is_in_its_key():
     ]
     keys = [point_key(scenario) for scenario in (base, *others)] + [point_key(base, SLO(ttft=1))]
     assert len(set(keys)) == len(keys)
-    assert point_key(base) == point_key(Scenario(OpenLoop("chat", 10, num_requests=15)))
+    assert point_key(base) == point_key(SimulationConfig(OpenLoop("chat", 10, num_requests=15)))
 
 
 def test_one_point_that_fails_does_not_take_the_others_along():

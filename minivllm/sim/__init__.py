@@ -1,17 +1,18 @@
 """The simulator: the same scheduler under a simulated clock.
 
-    from minivllm.sim import OpenLoop, Scenario
+    from minivllm.sim import OpenLoop, SimulationConfig
 
-    scenario = Scenario(model="llama-3-8b", gpu="h100", workload=OpenLoop("chat", 20, duration=600))
-    print(scenario.run().table())
+    setup = SimulationConfig(OpenLoop("chat", 20, duration=600), "llama-3-8b", "h100")
+    print(setup.run().table())
 
 Standard library only, figures and calibration apart. Read in this order: `simulate` (the loop),
-`cost` (what a step costs), `workload` (who asks for what), `results`, `scenario`, `sweep`,
+`cost` (what a step costs), `workload` (who asks for what), `results`, `config`, `sweep`,
 `handover`, `measured`. On the command line: `python -m minivllm.sim --help`.
 """
 
 from __future__ import annotations
 
+from minivllm.sim.config import SimulationConfig
 from minivllm.sim.cost import CostModel, FittedCost, FixedCost, RooflineCost, StepLoad, roofline
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve, without_flag
 from minivllm.sim.hardware import HARDWARE, HardwareSpec, get_hardware
@@ -26,7 +27,6 @@ from minivllm.sim.measured import (
 )
 from minivllm.sim.models import MODELS, ModelSpec, get_model
 from minivllm.sim.results import SLO, LittlesLaw, RequestRecord, SimResult
-from minivllm.sim.scenario import Scenario
 from minivllm.sim.simulate import Simulation, simulate
 from minivllm.sim.sweep import pareto_front, read_results, sweep
 from minivllm.sim.trace import Trace
@@ -63,9 +63,9 @@ __all__ = [
     "RequestClass",
     "RequestRecord",
     "RooflineCost",
-    "Scenario",
     "SimResult",
     "Simulation",
+    "SimulationConfig",
     "StepLoad",
     "Trace",
     "UniformLength",

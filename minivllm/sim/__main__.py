@@ -9,8 +9,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,8 @@ from typing import Any
 
 from minivllm.core.config import POLICIES, PREEMPTION_MODES
 from minivllm.core.victim import VICTIM_POLICIES
+from minivllm.extras import extra
+from minivllm.sim.config import SimulationConfig
 from minivllm.sim.cost import FittedCost
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.hardware import HARDWARE
@@ -25,7 +27,6 @@ from minivllm.sim.lengths import Constant
 from minivllm.sim.measured import BenchResult, comparison_table, read_bench, side_by_side
 from minivllm.sim.models import MODELS
 from minivllm.sim.results import SLO, SimResult, merge_rows
-from minivllm.sim.scenario import Scenario
 from minivllm.sim.sweep import SweepError, pareto_front, sweep
 from minivllm.sim.trace import Trace
 from minivllm.sim.trace_formats import FORMATS, SHAREGPT, split_name
@@ -59,12 +60,13 @@ KNOB_OPTIONS = (
 """Options that are the scheduler's knobs; not given: the knob's default."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line's options."""
     parser = argparse.ArgumentParser(
-        prog=PROG, description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+        prog=prog, description=DESCRIPTION, epilog=EPILOG.replace(PROG, prog), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.set_defaults(prog=prog)
     # fmt: off
     add = parser.add_argument_group("model and machine").add_argument
     add("--model", default="llama-3-8b", metavar="NAME", help=", ".join(MODELS))
@@ -129,6 +131,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE",
         help=".csv or .parquet; what it holds already is not run again")
     add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--cluster", metavar="ADDRESS",
+        help="run it on a Dask cluster: its scheduler's, such as tcp://host:8786")
     add("--pareto", metavar="X,Y",
         help=f"columns; the front has most of X and least of Y (default {DEFAULT_PARETO})")
     # fmt: on
@@ -185,6 +189,7 @@ def _value(text: str) -> Any:
     return int(text) if text.lstrip("+-").isdigit() else number
 
 
+SWEEP_OPTIONS = ("out", "workers", "cluster", "pareto")
 TRAFFIC_OPTIONS = ("trace", "mix", "rate", "burstiness", "users", "think_time", "duration",
                    "num_requests", "prompt_len", "output_len")  # fmt: skip
 
@@ -250,13 +255,13 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def make_scenario(options: argparse.Namespace, workload: Workload) -> Scenario:
+def simulation_config(options: argparse.Namespace, workload: Workload) -> SimulationConfig:
     """What the options describe, with this traffic.
 
     Raises:
         ValueError: naming what is wrong.
     """
-    return Scenario(
+    return SimulationConfig(
         workload,
         options.model,
         options.gpu,
@@ -270,7 +275,7 @@ def make_scenario(options: argparse.Namespace, workload: Workload) -> Scenario:
 
 
 def run_once(options: argparse.Namespace) -> None:
-    """Simulate one scenario, and print it."""
+    """Simulate one setup, and print it."""
     slo = parse_slo(options.slo)
     measured = None
     if options.measured is not None:
@@ -278,17 +283,17 @@ def run_once(options: argparse.Namespace) -> None:
     elif options.result is not None:
         raise ValueError("--result means nothing without --measured")
     workload, notes = choose_traffic(options, measured)
-    scenario = make_scenario(options, workload)
+    setup = simulation_config(options, workload)
     for note in notes:
-        _say(note)
+        _say(options, note)
     if options.vllm:
-        parts = [vllm_serve(scenario), llm_arguments(scenario)]
+        parts = [vllm_serve(setup), llm_arguments(setup)]
         if not isinstance(workload, Trace):
-            parts.insert(1, vllm_bench(scenario))
+            parts.insert(1, vllm_bench(setup))
         print("\n\n".join(parts).rstrip())
         return
     _check_report(options.report)
-    result = scenario.run(on_refused="count" if options.count_refused else "raise")
+    result = setup.run(on_refused="count" if options.count_refused else "raise")
     comparison = None
     if measured is not None:
         with warnings.catch_warnings(record=True) as caught:
@@ -296,14 +301,12 @@ def run_once(options: argparse.Namespace) -> None:
             comparison = side_by_side(result, measured)
         for warning in caught:
             notes.append(str(warning.message))
-            _say(notes[-1])
+            _say(options, notes[-1])
     if options.report is not None:
         report = _report_module()
-        report.save_report(
-            report.run_report(scenario, result, slo, comparison, notes), options.report
-        )
+        report.save_report(report.run_report(setup, result, slo, comparison, notes), options.report)
     if options.json:
-        data = {**result.to_dict(records=False), "scenario": scenario.to_dict()}
+        data = {**result.to_dict(records=False), "scenario": setup.to_dict()}
         data["summary"] = result.summary(slo)
         if comparison is not None:
             data["comparison"] = comparison
@@ -311,7 +314,7 @@ def run_once(options: argparse.Namespace) -> None:
             data["notes"] = notes
         print(json.dumps(without_nan(data), indent=2))
     else:
-        print(text(scenario, result, slo, comparison))
+        print(text(setup, result, slo, comparison))
 
 
 def choose_traffic(
@@ -357,24 +360,24 @@ def _describe(workload: Workload) -> str:
     )
 
 
-def _say(note: str) -> None:
-    print(f"{PROG}: note: {note}", file=sys.stderr)
+def _say(options: argparse.Namespace, note: str) -> None:
+    print(f"{options.prog}: note: {note}", file=sys.stderr)
 
 
 def text(
-    scenario: Scenario,
+    setup: SimulationConfig,
     result: SimResult,
     slo: SLO | None,
     comparison: Sequence[dict[str, Any]] | None,
 ) -> str:
     """A run for people: what was simulated, the table, Little's Law, the measured run beside it."""
-    config = scenario.config()
-    cost = scenario.cost or scenario.roofline()
+    config = setup.config()
+    cost = setup.cost or setup.roofline()
     lines = [
         f"{cost.name}; budget {config.max_num_batched_tokens}, threshold "
         f"{config.long_prefill_token_threshold}, up to {config.max_num_seqs} requests, "
         f"{config.num_gpu_blocks:,} blocks of {config.block_size}",
-        f"traffic: {_describe(scenario.workload)}, seed {scenario.seed}",
+        f"traffic: {_describe(setup.workload)}, seed {setup.seed}",
         result.table(slo),
     ]
     try:
@@ -402,13 +405,21 @@ def run_sweep(options: argparse.Namespace) -> None:
     _check_report(options.report)
     workload, notes = choose_traffic(options, None)
     for note in notes:
-        _say(note)
+        _say(options, note)
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    context = nullcontext() if options.workers is None else ProcessPoolExecutor(options.workers)
-    with context as executor:
+    with ExitStack() as stack:
+        executor: Executor | None = None
+        if options.cluster is not None:
+            if options.workers is not None:
+                raise ValueError("--workers means nothing with --cluster, which has its own")
+            with extra("cluster", "--cluster"):
+                distributed = import_module("distributed")
+            executor = stack.enter_context(distributed.Client(options.cluster)).get_executor()
+        elif options.workers is not None:
+            executor = stack.enter_context(ProcessPoolExecutor(options.workers))
         rows = sweep(
-            grid, workload, base=make_scenario(options, workload), slo=slo, executor=executor,
+            grid, workload, base=simulation_config(options, workload), slo=slo, executor=executor,
             path=options.out, on_refused="count" if options.count_refused else "raise",
             progress=sys.stderr.isatty(),
         )  # fmt: skip
@@ -468,9 +479,10 @@ def _check_report(path: Path | None) -> None:
 def _report_module() -> ModuleType:
     """The only part that needs more than the standard library."""
     try:
-        return import_module("minivllm.sim.report")
+        with extra("sim", "--report"):
+            return import_module("minivllm.sim.report")
     except ImportError as error:
-        raise ValueError(f"--report needs plotly ({error}): pip install plotly") from None
+        raise ValueError(str(error)) from None
 
 
 def without_nan(data: Any) -> Any:
@@ -482,19 +494,21 @@ def without_nan(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """The command line, under the name `prog`.
 
     Returns:
         The exit status: 0, 1 if a run failed, 2 if what was asked for makes no sense.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser(prog).parse_args(arguments)
     try:
         if options.sweep:
             run_sweep(options)
         else:
-            if options.out is not None or options.workers is not None or options.pareto is not None:
-                raise ValueError("--out, --workers and --pareto mean nothing without --sweep")
+            if any(getattr(options, name) is not None for name in SWEEP_OPTIONS):
+                named = ", ".join(map(_option, SWEEP_OPTIONS[:-1]))
+                last = _option(SWEEP_OPTIONS[-1])
+                raise ValueError(f"{named} and {last} mean nothing without --sweep")
             run_once(options)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -502,15 +516,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (SweepError, RuntimeError) as error:
-        return _fail(error, 1)
+        return _fail(prog, error, 1)
     except (ValueError, OSError) as error:
-        return _fail(error, 2)
+        return _fail(prog, error, 2)
     return 0
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(prog: str, error: Exception, status: int) -> int:
     message = " ".join(str(error).split())
-    print(f"{PROG}: error: {message}", file=sys.stderr)
+    print(f"{prog}: error: {message}", file=sys.stderr)
     return status
 
 

@@ -40,7 +40,8 @@ class StepLoad:
     num_tokens: int = 0
     """Tokens computed: one of each decoding request, and the chunks of prompts."""
     num_sampled: int = 0
-    """Requests that get a token: their last position passes the output projection."""
+    """Positions that pass the output projection: the last of each request that gets a token, and
+    those of proposed tokens."""
     kv_tokens: int = 0
     """Cached tokens read: the context of every request once, this step's tokens included."""
     attention_pairs: int = 0
@@ -48,17 +49,18 @@ class StepLoad:
     swap_blocks: int = 0
     """Blocks copied between GPU and CPU, out and in."""
 
-    def add(self, num_new_tokens: int, context: int, sampled: bool) -> None:
-        """Count one request in: `context` tokens are computed once this step is done.
+    def add(self, num_scheduled_tokens: int, context: int, sampled: int) -> None:
+        """Count one request in: `context` tokens are computed once this step is done, and the last
+        `sampled` of them pass the output projection (one, or with proposed tokens one more each).
 
         The i-th last of its n new tokens looks at `context - i` tokens, itself included.
         """
         self.num_reqs += 1
-        self.num_tokens += num_new_tokens
+        self.num_tokens += num_scheduled_tokens
         self.num_sampled += sampled
         self.kv_tokens += context
         self.attention_pairs += (
-            num_new_tokens * context - num_new_tokens * (num_new_tokens - 1) // 2
+            num_scheduled_tokens * context - num_scheduled_tokens * (num_scheduled_tokens - 1) // 2
         )
 
     @classmethod
@@ -68,7 +70,8 @@ class StepLoad:
         num_tokens = plan.num_scheduled_tokens
         for request in scheduled_requests(plan):
             computed = request.num_computed_tokens
-            load.add(num_tokens[request.request_id], computed, computed == request.num_tokens)
+            num_sampled = max(computed - request.num_tokens + 1, 0)
+            load.add(num_tokens[request.request_id], computed, num_sampled)
         return load
 
     @classmethod
@@ -191,12 +194,14 @@ class RooflineCost:
         *,
         gpu_memory_utilization: float = 0.92,
         max_num_batched_tokens: int = 2048,
+        draft_model: ModelSpec | None = None,
     ) -> int:
         """Blocks of KV cache that the memory holds besides weights and activations.
 
         vLLM measures the peak of a profiling run (vllm/v1/worker/gpu_worker.py,
         `determine_available_memory`). Here: the weights, the widest activations of a full step,
-        and 1 GiB on each GPU for the CUDA context and its graphs (an assumption).
+        and 1 GiB on each GPU for the CUDA context and its graphs (an assumption). A draft model's
+        weights are there too, and each block holds its keys and values beside the model's.
 
         Raises:
             ValueError: if the weights alone do not fit.
@@ -210,7 +215,11 @@ class RooflineCost:
         activations = tp * max_num_batched_tokens * inner * width
         budget = hardware.memory_bytes * share * tp
         left = budget - weights - activations - tp * GIB
-        blocks = int(left // (self.block_size * model.kv_bytes_per_token(width, tp)))
+        slot = model.kv_bytes_per_token(width, tp)
+        if draft_model is not None:
+            left -= draft_model.num_params * width
+            slot += draft_model.kv_bytes_per_token(width, tp)
+        blocks = int(left // (self.block_size * slot))
         if blocks < 1:
             raise ValueError(
                 f"{model.name} needs {weights / 1e9:.1f} GB for its weights and "

@@ -1,9 +1,9 @@
 """From a simulated configuration to a real server. (`measured` comes back with its measurements.)
 
-    print(vllm_serve(scenario))                      # vllm serve ... --max-num-batched-tokens 2048
-    print(vllm_bench(scenario))                      # vllm bench serve ... --save-result
+    print(vllm_serve(setup))                      # vllm serve ... --max-num-batched-tokens 2048
+    print(vllm_bench(setup))                      # vllm bench serve ... --save-result
 
-Names are those of vLLM 0.22.1.
+Names are those of vLLM 0.22.1; knobs that came later have those of the newest release.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import shlex
 from typing import Any
 
 from minivllm.core import SchedulerConfig
+from minivllm.core.releases import CHANGES, NEWEST
+from minivllm.sim.config import SimulationConfig
 from minivllm.sim.models import get_model
 from minivllm.sim.results import PERCENTILES
-from minivllm.sim.scenario import Scenario
 from minivllm.sim.workload import ClosedLoop, Mix, OpenLoop
 
 VLLM_FLAGS: dict[str, tuple[str, str]] = {
@@ -34,16 +35,34 @@ VLLM_FLAGS: dict[str, tuple[str, str]] = {
     "policy": ("--scheduling-policy", "vllm/engine/arg_utils.py:1387"),
     "enable_chunked_prefill": ("--enable-chunked-prefill", "vllm/engine/arg_utils.py:1390"),
     "reserve_full_prompt": ("--scheduler-reserve-full-isl", "vllm/engine/arg_utils.py:1403"),
+    "max_num_active_seqs": ("--max-num-active-seqs", "v0.33.0:vllm/engine/arg_utils.py:1761"),
+    "max_num_queued_reqs": ("--max-num-queued-reqs", "v0.33.0:vllm/engine/arg_utils.py:1765"),
+    "max_num_queued_tokens": ("--max-num-queued-tokens", "v0.33.0:vllm/engine/arg_utils.py:1768"),
+    "long_prefill_token_threshold_adaptive": (
+        "--long-prefill-token-threshold-adaptive",
+        "v0.33.0:vllm/engine/arg_utils.py:1776",
+    ),
+    "watermark": ("--watermark", "v0.33.0:vllm/engine/arg_utils.py:1801"),
+    "prefill_schedule_interval": (
+        "--prefill-schedule-interval",
+        "v0.33.0:vllm/engine/arg_utils.py:1803",
+    ),
 }
 """Our knob -> the flag of `vllm serve`, and the line that defines it. `LLM(...)` takes the same
 name with underscores."""
+
+NEWER_KNOBS = frozenset(change.name for change in CHANGES if not change.is_switch)
+"""Printed only where they are set: older releases have no such flag."""
 
 NO_FLAG = {
     "preemption_mode": "vLLM's V1 always recomputes",
     "num_cpu_blocks": "without swap there is no CPU pool",
     "victim": "the scheduling policy chooses",
     "admission_control": "vLLM always refuses what can never fit",
-    "keep_upstream_bugs": "vLLM 0.22.1 is what it is",
+    "keep_upstream_bugs": "a release is what it is",
+    "vllm_version": "the release is the one that is installed",
+    "num_speculative_tokens": "it stands in --speculative-config, beside a method",
+    "num_lookahead_tokens": "a draft model in --speculative-config brings them",
 }
 """Our knobs that vLLM has no flag for, and why."""
 
@@ -67,32 +86,33 @@ BENCH_FLAGS: dict[str, str] = {
 """Flags of `vllm bench serve` that `vllm_bench` prints, and the lines that define them."""
 
 
-def _settings(scenario: Scenario) -> dict[str, Any]:
+def _settings(setup: SimulationConfig) -> dict[str, Any]:
     """The knobs that vLLM has a flag for: our name -> vLLM's value.
 
-    The size of the cache is either a number of blocks, if the scenario sets one, or a share of
+    The size of the cache is either a number of blocks, if the setup sets one, or a share of
     the memory; then vLLM measures what fits, as the simulator estimates it.
     """
-    config = scenario.config()
+    config = setup.config()
     settings = {
         knob: getattr(config, knob)
         for knob in VLLM_FLAGS
         if knob not in ("tensor_parallel", "gpu_memory_utilization", "num_gpu_blocks")
+        and (knob not in NEWER_KNOBS or getattr(config, knob) != getattr(SchedulerConfig, knob))
     }
-    settings["tensor_parallel"] = scenario.tensor_parallel
-    if "num_gpu_blocks" in scenario.knobs:
+    settings["tensor_parallel"] = setup.tensor_parallel
+    if "num_gpu_blocks" in setup.knobs:
         # vLLM counts the null block, which belongs to no request, among its blocks.
         settings["num_gpu_blocks"] = config.num_gpu_blocks + 1
     else:
-        settings["gpu_memory_utilization"] = scenario.gpu_memory_utilization
+        settings["gpu_memory_utilization"] = setup.gpu_memory_utilization
     return settings
 
 
-def without_flag(scenario: Scenario) -> dict[str, str]:
-    """The scenario's knobs that vLLM cannot be told: knob -> what is set, and why it has no flag.
+def without_flag(setup: SimulationConfig) -> dict[str, str]:
+    """The setup's knobs that vLLM cannot be told: knob -> what is set, and why it has no flag.
     Knobs that stand at their default are left out: there the two agree."""
-    config = scenario.config()
-    default = SchedulerConfig(num_gpu_blocks=1)
+    config = setup.config()
+    default = SchedulerConfig(num_gpu_blocks=1, vllm_version=NEWEST)
     return {
         knob: f"{knob}={getattr(config, knob)!r}: {why}"
         for knob, why in NO_FLAG.items()
@@ -100,73 +120,74 @@ def without_flag(scenario: Scenario) -> dict[str, str]:
     }
 
 
-def _notes(scenario: Scenario) -> list[str]:
-    return [f"# vLLM has no flag for {note}" for note in without_flag(scenario).values()]
+def _notes(setup: SimulationConfig) -> list[str]:
+    return [f"# vLLM has no flag for {note}" for note in without_flag(setup).values()]
 
 
-def vllm_serve(scenario: Scenario) -> str:
-    """The scenario as a `vllm serve` command, one flag a line. What vLLM 0.22.1 has no flag for
+def vllm_serve(setup: SimulationConfig) -> str:
+    """The setup as a `vllm serve` command, one flag a line. What vLLM 0.22.1 has no flag for
     stands below as comments."""
-    lines = [f"vllm serve {shlex.quote(get_model(scenario.model).hf_name)}"]
-    for knob, value in _settings(scenario).items():
+    lines = [f"vllm serve {shlex.quote(get_model(setup.model).hf_name)}"]
+    for knob, value in _settings(setup).items():
         flag = VLLM_FLAGS[knob][0]
         if isinstance(value, bool):
             lines.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             lines.append(f"{flag} {value}")
-    return "\n".join([" \\\n    ".join(lines), *_notes(scenario)])
+    return "\n".join([" \\\n    ".join(lines), *_notes(setup)])
 
 
-def llm_arguments(scenario: Scenario, engine: str = "vllm") -> str:
-    """The scenario as Python: a call of `LLM(...)`.
+def llm_arguments(setup: SimulationConfig, engine: str = "vllm") -> str:
+    """The setup as Python: a call of `LLM(...)`.
 
     Args:
-        scenario: what was simulated.
+        setup: what was simulated.
         engine: "vllm", or "minivllm", which has every knob, by our names, and runs on one device.
 
     Raises:
         ValueError: on another engine, or if minivllm is to run tensor-parallel.
     """
-    arguments: dict[str, Any] = {"model": get_model(scenario.model).hf_name}
+    arguments: dict[str, Any] = {"model": get_model(setup.model).hf_name}
     if engine == "vllm":
-        for knob, value in _settings(scenario).items():
+        for knob, value in _settings(setup).items():
             arguments[VLLM_FLAGS[knob][0].removeprefix("--").replace("-", "_")] = value
     elif engine == "minivllm":
-        if scenario.tensor_parallel > 1:
+        if setup.tensor_parallel > 1:
             raise ValueError(
-                f"tensor_parallel={scenario.tensor_parallel}: minivllm runs on one device"
+                f"tensor_parallel={setup.tensor_parallel}: minivllm runs on one device"
             )
-        arguments |= scenario.config().to_dict()
-        del arguments["keep_upstream_bugs"]
-        if "num_gpu_blocks" not in scenario.knobs:
+        arguments |= setup.config().to_dict()
+        for knob in ("keep_upstream_bugs", "num_speculative_tokens", "num_lookahead_tokens"):
+            del arguments[knob]
+        if "num_gpu_blocks" not in setup.knobs:
             del arguments["num_gpu_blocks"]
-            arguments["gpu_memory_utilization"] = scenario.gpu_memory_utilization
+            arguments["gpu_memory_utilization"] = setup.gpu_memory_utilization
     else:
         raise ValueError(f"engine must be vllm or minivllm, got {engine!r}")
     lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    notes = "".join(f"{note}\n" for note in _notes(scenario)) if engine == "vllm" else ""
+    notes = "".join(f"{note}\n" for note in _notes(setup)) if engine == "vllm" else ""
     return f"from {engine} import LLM\n\n{notes}llm = LLM(\n{lines})"
 
 
-def vllm_bench(scenario: Scenario) -> str:
-    """The scenario's traffic as a `vllm bench serve` command, as near as its options come: random
+def vllm_bench(setup: SimulationConfig) -> str:
+    """The setup's traffic as a `vllm bench serve` command, as near as its options come: random
     prompts of the mix's mean lengths.
 
     Raises:
         ValueError: for a trace: vLLM's benchmark would need its prompts as text.
     """
-    workload = scenario.workload
+    workload = setup.workload
     if not isinstance(workload, (OpenLoop, ClosedLoop)):
         raise ValueError("workload: only an OpenLoop or a ClosedLoop can be named in flags")
     assert isinstance(workload.mix, Mix)
     prompt, output = workload.mix.mean_lengths()
     flags: dict[str, Any] = {
-        "--model": shlex.quote(get_model(scenario.model).hf_name),
+        "--model": shlex.quote(get_model(setup.model).hf_name),
         "--dataset-name": "random",
         "--random-input-len": round(prompt),
         "--random-output-len": round(output),
         "--ignore-eos": "",
-        "--seed": scenario.seed,
+        "--seed": setup.seed,
     }
     if isinstance(workload, OpenLoop):
         flags["--request-rate"] = f"{workload.rate:g}"

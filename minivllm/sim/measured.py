@@ -1,7 +1,7 @@
 """What a real server's benchmark measured, and a simulated run beside it.
 
     measured = read_bench("measured.json")           # of vllm bench serve --save-result
-    result = scenario.with_(workload=measured.traffic()).run()
+    result = setup.with_(workload=measured.traffic()).run()
     print(comparison_table(side_by_side(result, measured)))
 
 Names are those of vLLM 0.22.1.

@@ -97,6 +97,10 @@ MODELS: dict[str, ModelSpec] = {
             (32, 4_096, 32, 8, 128, 14_336, 128_256, 131_072),
         ),
         _spec(
+            "llama-3-1b", "meta-llama/Llama-3.2-1B-Instruct",
+            (16, 2_048, 32, 8, 64, 8_192, 128_256, 131_072), tied=True,
+        ),
+        _spec(
             "llama-3-70b", "meta-llama/Llama-3.1-70B-Instruct",
             (80, 8_192, 64, 8, 128, 28_672, 128_256, 131_072),
         ),
@@ -120,7 +124,8 @@ MODELS: dict[str, ModelSpec] = {
               (96, 12_288, 96, 96, 128, 49_152, 50_257, 2_048), tied=True, mlp=2),
     )
 }  # fmt: skip
-"""Every model that can be named. Llama 3.1 has Llama 3's shape and a longer context."""
+"""Every model that can be named. Llama 3.1 has Llama 3's shape and a longer context; the one of 1B
+is Llama 3.2's, which drafts for them."""
 
 
 def get_model(name: str | ModelSpec) -> ModelSpec:

@@ -28,12 +28,12 @@ from typing import Any
 from minivllm.core import SchedulerConfig
 from minivllm.core.config import check_int
 from minivllm.sim.checks import check_number
+from minivllm.sim.config import SimulationConfig
 from minivllm.sim.cost import CostModel, RooflineCost, StepLoad, roofline
 from minivllm.sim.hardware import HardwareSpec, get_hardware
 from minivllm.sim.lengths import Constant, UniformLength
 from minivllm.sim.models import ModelSpec, get_model
 from minivllm.sim.results import SimResult, percentile
-from minivllm.sim.scenario import Scenario
 from minivllm.sim.simulate import simulate
 from minivllm.sim.trace import Trace
 from minivllm.sim.workload import Arrival, Mix, OpenLoop
@@ -290,7 +290,7 @@ def chunked_or_whole(
         "max_model_len": longest,
         "enable_prefix_caching": False,
     }
-    return Scenario(
+    return SimulationConfig(
         OpenLoop(mix, rate, num_requests=128), model, "a100-80", tensor_parallel, knobs, seed=seed
     ).run()
 

@@ -16,10 +16,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from minivllm.sim.config import SimulationConfig
 from minivllm.sim.figures import kv_over_time, pareto, percentiles
 from minivllm.sim.handover import llm_arguments, vllm_bench, vllm_serve
 from minivllm.sim.results import METRICS, PERCENTILES, SLO, SimResult, merge_rows
-from minivllm.sim.scenario import Scenario
 from minivllm.sim.trace import Trace
 from minivllm.viz.theme import COLORS, DARK, LIGHT, Palette, light_to_dark, template
 
@@ -66,7 +66,7 @@ def _cell(value: Any) -> str:
     return html.escape(text)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table whose first column heads its rows."""
     lines = ["<div class='wide'><table><thead><tr>"]
     lines += [f"<th scope='col'>{html.escape(cell)}</th>" for cell in head]
@@ -77,8 +77,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "".join(lines) + "</tbody></table></div>"
 
 
-def _rows_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    return _table(columns, ([row.get(column) for column in columns] for row in rows))
+def rows_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    return table(columns, ([row.get(column) for column in columns] for row in rows))
 
 
 def _code(title: str, text: str) -> str:
@@ -86,7 +86,7 @@ def _code(title: str, text: str) -> str:
 
 
 def run_report(
-    scenario: Scenario,
+    setup: SimulationConfig,
     result: SimResult,
     slo: SLO | None = None,
     comparison: Sequence[dict[str, Any]] | None = None,
@@ -95,7 +95,7 @@ def run_report(
     """A run as a page.
 
     Args:
-        scenario: what was simulated.
+        setup: what was simulated.
         result: what came out.
         slo: marked in the latencies; adds goodput.
         comparison: rows of `side_by_side`, if there is a measured run.
@@ -110,30 +110,30 @@ def run_report(
     rest = [[name, value] for name, value in row.items() if not name.endswith(tuple(METRICS))]
     parts = [f"<p>{html.escape(note)}</p>" for note in notes]
     parts.append("<h2>Latencies in seconds</h2>")
-    parts.append(_table(["", "mean", *(f"p{p}" for p in PERCENTILES), "max"], latencies))
-    figures = [_plain(figure) for figure in run_figures(result, slo)]
-    parts += [_slot(index, figure) for index, figure in enumerate(figures)]
+    parts.append(table(["", "mean", *(f"p{p}" for p in PERCENTILES), "max"], latencies))
+    figures = [plain(figure) for figure in run_figures(result, slo)]
+    parts += [slot(index, figure) for index, figure in enumerate(figures)]
     if comparison:
         parts.append("<h2>Beside the measured run</h2>")
-        parts.append(_rows_table(comparison, ["metric", "measured", "simulated", "ratio"]))
-    parts += ["<h2>All numbers</h2>", _table(["", "value"], rest)]
-    knobs = scenario.config().to_dict().items()
-    everything = json.dumps(scenario.to_dict(), indent=2)
+        parts.append(rows_table(comparison, ["metric", "measured", "simulated", "ratio"]))
+    parts += ["<h2>All numbers</h2>", table(["", "value"], rest)]
+    knobs = setup.config().to_dict().items()
+    everything = json.dumps(setup.to_dict(), indent=2)
     parts += [
         "<h2>What was simulated</h2>",
-        _table(["knob", "value"], ([k, str(v)] for k, v in knobs)),
+        table(["knob", "value"], ([k, str(v)] for k, v in knobs)),
     ]
     parts.append(
         "<details><summary>All of it, as JSON</summary>"
         f"<pre>{html.escape(everything)}</pre></details>"
     )
     parts.append("<h2>On a real server</h2>")
-    parts.append(_code("vllm serve", vllm_serve(scenario)))
-    if not isinstance(scenario.workload, Trace):
-        parts.append(_code("vllm bench serve", vllm_bench(scenario)))
-    parts.append(_code("Python", llm_arguments(scenario)))
-    cost = scenario.cost or scenario.roofline()
-    return _page(f"Simulated: {cost.name}", parts, figures)
+    parts.append(_code("vllm serve", vllm_serve(setup)))
+    if not isinstance(setup.workload, Trace):
+        parts.append(_code("vllm bench serve", vllm_bench(setup)))
+    parts.append(_code("Python", llm_arguments(setup)))
+    cost = setup.cost or setup.roofline()
+    return page(f"Simulated: {cost.name}", parts, figures)
 
 
 def sweep_report(
@@ -142,9 +142,9 @@ def sweep_report(
     """A sweep as a page: the Pareto plot of two columns, and every row. Arguments: see
     `minivllm.sim.figures.pareto`."""
     columns = [column for column in merge_rows(rows) if column != "key"]
-    figure = _plain(pareto(rows, x, y, label=label, **better))
-    parts = [_slot(0, figure), "<h2>All points</h2>", _rows_table(rows, columns)]
-    return _page("Simulated: a sweep", parts, [figure])
+    figure = plain(pareto(rows, x, y, label=label, **better))
+    parts = [slot(0, figure), "<h2>All points</h2>", rows_table(rows, columns)]
+    return page("Simulated: a sweep", parts, [figure])
 
 
 def save_report(page: str, path: str | Path) -> None:
@@ -152,7 +152,7 @@ def save_report(page: str, path: str | Path) -> None:
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _plain(figure: go.Figure) -> dict[str, Any]:
+def plain(figure: go.Figure) -> dict[str, Any]:
     """A figure as plain data, its title and its description out of the layout: HTML shows them."""
     data = json.loads(figure.to_json())
     layout = data["layout"]
@@ -161,7 +161,7 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     return {"title": title, "alt": alt, "data": data["data"], "layout": {"height": 340, **layout}}
 
 
-def _slot(index: int, figure: Mapping[str, Any]) -> str:
+def slot(index: int, figure: Mapping[str, Any]) -> str:
     alt = html.escape(figure["alt"], quote=True)
     return (
         f"<figure role='figure' aria-label='{alt}'>"
@@ -220,7 +220,7 @@ draw();
 """
 
 
-def _page(title: str, parts: Sequence[str], figures: Sequence[Mapping[str, Any]]) -> str:
+def page(title: str, parts: Sequence[str], figures: Sequence[Mapping[str, Any]]) -> str:
     data = {
         "figures": figures,
         "swap": light_to_dark(),

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import math
 import time as wall_clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import sub
 from typing import Any
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
 from minivllm.core.config import check_choice, check_int
-from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.output import EngineCoreOutput, SchedulerOutput, TokenIds
+from minivllm.runs.guesses import ACCEPTANCE_RATE, Guesses, propose, sampled_tokens
 from minivllm.sim.checks import check_number
 from minivllm.sim.cost import CostModel, StepLoad, scheduled_requests
 from minivllm.sim.results import RequestRecord, SimResult
@@ -54,12 +56,18 @@ class Simulation:
         seed: of the workload.
         until: seconds of simulated time after which the run stops, requests in flight or not.
         on_refused: what to do about a request that can never fit: "raise", or "count" it.
+        acceptance_rate: how often a proposed token is right, 0 to 1, where those before it were
+            (`num_speculative_tokens`).
+        draft_cost: of a draft model's steps, which come on top; None: to propose costs no time, as
+            with a prompt look-up.
         max_records: requests to keep records of; beyond, a uniform sample.
         on_step: called after each step with (start, seconds, plan, load): to watch.
 
     Raises:
         ValueError: on an argument out of range.
     """
+
+    make_scheduler: type[Scheduler] = Scheduler
 
     def __init__(
         self,
@@ -71,6 +79,8 @@ class Simulation:
         until: float | None = None,
         on_refused: str = "raise",
         max_records: int = 100_000,
+        acceptance_rate: float = ACCEPTANCE_RATE,
+        draft_cost: CostModel | None = None,
         on_step: Callable[[float, float, SchedulerOutput, StepLoad], None] | None = None,
     ) -> None:
         check_choice("on_refused", on_refused, ("raise", "count"))
@@ -78,8 +88,9 @@ class Simulation:
         check_int("seed", seed, 0)
         self.until = math.inf if until is None else check_number("until", until, above=0)
         self.cost = cost
+        self.draft_cost = draft_cost if config.num_speculative_tokens else None
         self.clock = Clock()
-        self.scheduler = Scheduler(config, clock=self.clock, keep_step_stats=False)
+        self.scheduler = self.make_scheduler(config, clock=self.clock, keep_step_stats=False)
         self.source: Source = workload.start(seed)
         self.on_refused = on_refused
         self.on_step = on_step
@@ -90,6 +101,8 @@ class Simulation:
         """Unfinished requests: their number and what was asked."""
         self._tokens: dict[str, int] = {}
         """What each unfinished request says, again and again."""
+        share = check_number("acceptance_rate", acceptance_rate, least=0, most=1)
+        self._guesses = Guesses(lambda request, _: self._tokens[request.request_id], share, seed)
         self._steady = False
         """Whether the last step gave a token to every running request."""
         self._last_end = 0.0
@@ -182,12 +195,14 @@ class Simulation:
                 plan.scheduled_running_reqs,
                 len(plan.blocks_to_swap_out) + len(plan.blocks_to_swap_in),
             )
-            tokens = self._tokens
+            tokens: Mapping[str, TokenIds] = self._tokens
         else:
             load = StepLoad.of_plan(plan)
             tokens = self._sample(plan)
         start = clock.now
         seconds = self.cost.step_time(load)
+        if self.draft_cost is not None:
+            seconds += self._draft_seconds(self.draft_cost, load, tokens)
         if not 0 < seconds < math.inf:
             raise ValueError(f"cost: a step must take a positive, finite time, got {seconds} s")
         end = start + seconds
@@ -195,6 +210,7 @@ class Simulation:
 
         in_system = len(scheduler.requests)
         outputs = scheduler.update_from_output(plan, tokens)
+        propose(scheduler, tokens, self._guesses)
         self._count_gaps(plan, outputs, steady, end)
         timeline = self.result.timeline
         timeline.add_span(
@@ -202,13 +218,35 @@ class Simulation:
         )
         bucket = timeline.at(end)
         bucket.steps += 1
-        bucket.output_tokens += len(outputs)
+        bucket.output_tokens += sum(len(output.new_token_ids) for output in outputs)
         bucket.computed_tokens += load.num_tokens
         bucket.preemptions += len(plan.preempted_req_ids)
         self._last_end = end
         if self.on_step is not None:
             self.on_step(start, seconds, plan, load)
         return True
+
+    def _draft_seconds(self, cost: CostModel, load: StepLoad, request_ids: Iterable[str]) -> float:
+        """What a draft model adds to a step: it computes the step's tokens and the new one of each
+        request that got one, which gives the first proposal, and then a token each for the next.
+
+        Source: vllm/v1/spec_decode/llm_base_proposer.py:427.
+        """
+        contexts = [self.scheduler.requests[id_].num_tokens + 1 for id_ in request_ids]
+        count, context = len(contexts), sum(contexts)
+        first = replace(
+            load,
+            num_tokens=load.num_tokens + count,
+            num_sampled=count,
+            kv_tokens=load.kv_tokens + count,
+            attention_pairs=load.attention_pairs + context,
+            swap_blocks=0,
+        )
+        seconds = cost.step_time(first) if first.num_tokens else 0.0
+        for done in range(1, self.scheduler.config.num_speculative_tokens if count else 0):
+            read = context + done * count
+            seconds += cost.step_time(StepLoad(count, count, count, read, read))
+        return seconds
 
     def _jump(self, in_system: int = 0) -> bool:
         """Skip idle time. False if no one is on the way."""
@@ -232,6 +270,7 @@ class Simulation:
         the step before. Most steps do, and they can be counted wholesale."""
         steady = (
             self._steady
+            and not self.scheduler.config.num_speculative_tokens
             and not plan.scheduled_new_reqs
             and not plan.scheduled_resumed_reqs
             and len(plan.num_scheduled_tokens) == len(self.scheduler.running)
@@ -239,12 +278,9 @@ class Simulation:
         self._steady = steady
         return steady
 
-    def _sample(self, plan: SchedulerOutput) -> dict[str, int]:
-        """A token for each request whose last known token this step computes."""
-        tokens = {}
-        for request in scheduled_requests(plan):
-            if request.is_caught_up:
-                tokens[request.request_id] = self._tokens[request.request_id]
+    def _sample(self, plan: SchedulerOutput) -> Mapping[str, TokenIds]:
+        """What each request gets whose last known token this step computes."""
+        tokens = sampled_tokens(self.scheduler, plan, self._guesses.token_at)
         self._steady = len(tokens) == len(self.scheduler.running)
         return tokens
 
@@ -266,8 +302,9 @@ class Simulation:
             request = requests[output.request_id]
             if not steady:
                 times = request.metrics.token_times
-                if len(times) > 1:
-                    itl.add(times[-1] - times[-2])
+                before = -1 - len(output.new_token_ids)  # tokens of one step come together
+                if len(times) >= -before:
+                    itl.add(times[-1] - times[before])
             if output.finish_reason is not None:
                 self._finish(request)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 from minivllm.sim.checks import check_number
@@ -35,10 +36,18 @@ def fit(
     *,
     title: str = "fitted",
     about: dict[str, Any] | None = None,
+    pauses: bool = False,
 ) -> FittedCost:
     """The cost model closest to measured steps: least squares of the relative error, no
     coefficient and no slope negative, fitted again without the steps that lie far off (another
     process had the core, or the garbage collector ran).
+
+    Args:
+        steps: loads and seconds.
+        title: of the model.
+        about: what was measured.
+        pauses: leave no step out, and let a step count by its seconds: the fit is then of the mean
+            step, pauses included, and not of the typical one.
 
     Raises:
         ValueError: on fewer than two steps for each coefficient, on a time that is not positive,
@@ -51,7 +60,7 @@ def fit(
         )
     _check_variety(steps)
     kept = list(steps)
-    for _ in range(3):
+    for _ in range(0 if pauses else 3):
         cost = _to_cost(_least_squares(kept), title, about)
         errors = [abs(cost.step_time(load) / seconds - 1) for load, seconds in kept]
         limit = max(4 * percentile(sorted(errors), 50), MIN_OUTLIER)
@@ -60,6 +69,9 @@ def fit(
             break
         kept = close
     cost = _to_cost(_least_squares(kept), title, about)
+    for _ in range(3 if pauses else 0):
+        spread = [sqrt(cost.step_time(load)) for load, _ in kept]
+        cost = _to_cost(_least_squares(kept, spread), title, about)
     seconds = sum(s for _, s in steps)
     error = {
         "num_steps": float(len(steps)),
@@ -106,14 +118,24 @@ def _to_cost(x: list[float], title: str, about: dict[str, Any] | None) -> Fitted
     return FittedCost(constant, linear, slopes, title, about=about or {}, bumps=bumps)
 
 
-def _least_squares(steps: Sequence[tuple[StepLoad, float]]) -> list[float]:
-    """min Σ (x·f / t - 1)² with x >= 0, on the normal equations (Lawson and Hanson 1974, §23.3)."""
-    rows = [[value / seconds for value in features(load)] for load, seconds in steps]
+def _least_squares(
+    steps: Sequence[tuple[StepLoad, float]], spread: Sequence[float] | None = None
+) -> list[float]:
+    """min Σ ((x·f - t) / s)² with x >= 0, on the normal equations (Lawson and Hanson 1974, §23.3).
+
+    Args:
+        steps: loads, and the seconds t.
+        spread: s, how far each may lie off; None: in proportion to t.
+    """
+    if spread is None:
+        spread = [seconds for _, seconds in steps]
+    rows = [[value / s for value in features(load)] for (load, _), s in zip(steps, spread)]
+    wanted = [seconds / s for (_, seconds), s in zip(steps, spread)]
     n = len(rows[0])
     scale = [max(max(row[i] for row in rows), 1e-30) for i in range(n)]
     rows = [[value / s for value, s in zip(row, scale, strict=True)] for row in rows]
     gram = [[sum(row[i] * row[j] for row in rows) for j in range(n)] for i in range(n)]
-    target = [sum(row[i] for row in rows) for i in range(n)]
+    target = [sum(row[i] * y for row, y in zip(rows, wanted, strict=True)) for i in range(n)]
     x = [0.0] * n
     free: list[int] = []  # coefficients that may differ from 0
     for _ in range(10 * n):

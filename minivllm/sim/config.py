@@ -7,6 +7,8 @@ from typing import Any
 
 from minivllm.core import SchedulerConfig
 from minivllm.core.config import check_int
+from minivllm.core.releases import NEWEST
+from minivllm.runs.guesses import ACCEPTANCE_RATE
 from minivllm.sim.checks import check_number
 from minivllm.sim.cost import CostModel, RooflineCost, roofline
 from minivllm.sim.hardware import HardwareSpec, get_hardware
@@ -32,7 +34,7 @@ DEFAULT_WORKLOAD = OpenLoop("chat", rate=10.0, duration=120.0)
 
 
 @dataclass(frozen=True)
-class Scenario:
+class SimulationConfig:
     """Everything that a run needs.
 
     Args:
@@ -40,12 +42,16 @@ class Scenario:
         model: name in `MODELS`, or a `ModelSpec`.
         gpu: name in `HARDWARE`, or a `HardwareSpec`.
         tensor_parallel: GPUs that share the model.
-        knobs: of `SchedulerConfig`. `num_gpu_blocks` defaults to what the memory holds,
+        knobs: of `SchedulerConfig`. `vllm_version` defaults to the newest release that
+            `releases.RELEASES` knows, `num_gpu_blocks` to what the memory holds,
             `max_num_seqs` to 256, `max_model_len` to the model's limit, at most `MAX_MODEL_LEN`
             and at most what the cache holds.
         gpu_memory_utilization: share of the memory that may be used.
         seed: of the workload.
         cost: another cost model than the roofline, e.g. a `FittedCost`.
+        acceptance_rate: how often a proposed token is right (`num_speculative_tokens`), 0 to 1.
+        draft_model: which model proposes, a name or a `ModelSpec`: its weights, keys and values
+            take memory, its steps take time. None: proposing is free, as a look-up nearly is.
         until: seconds of simulated time after which the run stops; None: when all is done.
 
     Raises:
@@ -61,14 +67,26 @@ class Scenario:
     seed: int = 0
     cost: CostModel | None = None
     until: float | None = None
+    acceptance_rate: float = ACCEPTANCE_RATE
+    draft_model: str | ModelSpec | None = None
 
     def __post_init__(self) -> None:
-        get_model(self.model)
+        model = get_model(self.model)
+        if self.draft_model is not None:
+            draft = get_model(self.draft_model)
+            if draft.vocab_size != model.vocab_size:
+                raise ValueError(
+                    f"draft_model: {draft.name} has a vocabulary of {draft.vocab_size} tokens, "
+                    f"{model.name} one of {model.vocab_size}; take one of the same tokenizer"
+                )
+            if not self.knobs.get("num_speculative_tokens"):
+                raise ValueError("draft_model: nothing is proposed; set num_speculative_tokens")
         get_hardware(self.gpu)
         check_int("tensor_parallel", self.tensor_parallel, 1)
         check_int("seed", self.seed, 0)
         share = self.gpu_memory_utilization
         check_number("gpu_memory_utilization", share, above=0, most=1)
+        check_number("acceptance_rate", self.acceptance_rate, least=0, most=1)
         if self.until is not None:
             check_number("until", self.until, above=0)
         for knob in self.knobs:
@@ -83,15 +101,25 @@ class Scenario:
             self.model, self.gpu, tensor_parallel=self.tensor_parallel, block_size=block_size
         )
 
+    def draft_cost(self) -> RooflineCost | None:
+        """The roofline of the draft model, on as many GPUs as the model; None without one."""
+        if self.draft_model is None:
+            return None
+        return roofline(self.draft_model, self.gpu, tensor_parallel=self.tensor_parallel)
+
     def config(self) -> SchedulerConfig:
         """The scheduler's configuration, with the cache as large as the memory allows."""
-        knobs: dict[str, Any] = {"max_num_seqs": 256, **self.knobs}
+        knobs: dict[str, Any] = {"vllm_version": NEWEST, "max_num_seqs": 256, **self.knobs}
+        draft = None if self.draft_model is None else get_model(self.draft_model)
+        if draft is not None:
+            knobs.setdefault("num_lookahead_tokens", knobs["num_speculative_tokens"])
         if "num_gpu_blocks" not in knobs:
             knobs["num_gpu_blocks"] = self.roofline().num_kv_blocks(
                 gpu_memory_utilization=self.gpu_memory_utilization,
                 max_num_batched_tokens=knobs.get(
                     "max_num_batched_tokens", SchedulerConfig.max_num_batched_tokens
                 ),
+                draft_model=draft,
             )
         if "max_model_len" not in knobs:
             slots = knobs["num_gpu_blocks"] * knobs.get("block_size", SchedulerConfig.block_size)
@@ -99,8 +127,8 @@ class Scenario:
             knobs["max_model_len"] = limit
         return SchedulerConfig(**knobs)
 
-    def with_(self, **changes: Any) -> Scenario:
-        """A scenario with some fields changed: its own, the scheduler's knobs, or the workload's
+    def with_(self, **changes: Any) -> SimulationConfig:
+        """The same with some fields changed: its own, the scheduler's knobs, or the workload's
         (`rate`, `mix`, `users`, ...), whichever has the name; `ALIASES` are understood.
 
         Raises:
@@ -133,6 +161,8 @@ class Scenario:
     def run(self, **options: Any) -> SimResult:
         """Simulate it. `options` are `simulate`'s: `on_refused`, `max_records`, `on_step`."""
         options.setdefault("until", self.until)
+        options.setdefault("acceptance_rate", self.acceptance_rate)
+        options.setdefault("draft_cost", self.draft_cost())
         return simulate(
             self.workload,
             self.cost if self.cost is not None else self.roofline(),
@@ -156,6 +186,8 @@ class Scenario:
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "seed": self.seed,
             "until": self.until,
+            "acceptance_rate": self.acceptance_rate,
+            "draft_model": None if self.draft_model is None else get_model(self.draft_model).name,
             "cost": cost.to_dict(),
             "workload": self.workload.to_dict(),
         }
