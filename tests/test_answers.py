@@ -28,7 +28,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-FILES = {path.stem: load(path) for path in sorted(ANSWERS.glob("e[0-9][0-9].py"))}
+FILES = {path.stem: load(path) for path in sorted(ANSWERS.glob("e[0-9x][0-9].py"))}
 RIGHT = [
     pytest.param(part, source, id=f"{part}-{name}")
     for module in FILES.values()

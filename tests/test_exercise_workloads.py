@@ -189,8 +189,8 @@ def test_hidden_clamps_are_bound_by_each_cap_alone():
             "budget": case["token_budget"],
             "room": case["max_model_len"] - 1 - case["num_computed_tokens"],
         }
-        assert item["tokens"] == min(limits.values())
-        tight = [name for name, limit in limits.items() if limit == item["tokens"]]
+        assert item["tokens"] == max(min(limits.values()), 0)
+        tight = [name for name, limit in limits.items() if limit <= item["tokens"]]
         binding[tight[0]] += len(tight) == 1
         binding["nothing left"] += item["tokens"] == 0
     assert min(binding.values()) >= 30

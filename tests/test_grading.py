@@ -28,6 +28,7 @@ from minivllm.grading import report
 from minivllm.grading.check import NotYet, payload_for
 from minivllm.grading.generate import main as generate
 from minivllm.grading.generate import stub_of
+from minivllm.grading.handed_in import find_submissions
 from minivllm.grading.judge import exercises, parts, plain
 from minivllm.grading.notebook import clean, shown_names
 from minivllm.grading.part import (
@@ -39,7 +40,7 @@ from minivllm.grading.part import (
     want_number,
     want_str,
 )
-from minivllm.grading.runner import ExerciseResult, PartResult, SubmissionResult, find_submissions
+from minivllm.grading.runner import ExerciseResult, PartResult, SubmissionResult
 
 ROOT = Path(__file__).resolve().parents[1]
 CI = ROOT / "exercises" / "ci"
@@ -97,11 +98,12 @@ def test_solutions_score_all_and_exercises_as_shipped_nothing(tmp_path: Path) ->
     )
     assert done.returncode == 1, done.stdout + done.stderr
     solved, shipped = json.loads(out.read_text())["submissions"]
-    assert solved["points"] == solved["out_of"] == sum(p.points for p in parts().values()), (
-        done.stdout
-    )
-    assert shipped["points"] == 0
-    for exercise in [*solved["exercises"], *shipped["exercises"]]:
+    assert solved["points"] == solved["out_of"] == 143, done.stdout
+    extra = sum(p.points for p in parts().values()) - 143
+    assert sum(e["points"] for e in solved["extras"]) == extra > 0, done.stdout
+    assert sum(e["points"] for e in [*shipped["exercises"], *shipped["extras"]]) == 0
+    shipped["exercises"] += shipped["extras"]
+    for exercise in [*solved["exercises"], *solved["extras"], *shipped["exercises"]]:
         assert not exercise["notes"], f"{exercise['name']}: {exercise['notes']}"
     for exercise in shipped["exercises"]:
         for part in exercise["parts"]:
@@ -355,7 +357,7 @@ def test_nothing_to_grade(course: ToyCourse, tmp_path: Path) -> None:
     done = course.run("-m", "minivllm.grading", "solutions", "--only", "99", code=2)
     assert "no exercise is named 99" in done.stderr
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        find_submissions([tmp_path / "nothing"], ["80_values"])
+        find_submissions([tmp_path / "nothing"], ["80_values"], tmp_path)
 
 
 def test_names_of_submissions(tmp_path: Path) -> None:
@@ -366,12 +368,13 @@ def test_names_of_submissions(tmp_path: Path) -> None:
     (tmp_path / "class" / "link").symlink_to(tmp_path / "ada")
     (tmp_path / "class" / "file.txt").touch()
     folders = [tmp_path / name for name in ("ada", "bob", "class")]
-    found, passed_over = find_submissions(folders, ["80_values"])
-    names = [name for name, _ in found]
+    found, passed_over = find_submissions(folders, ["80_values"], tmp_path)
+    names = [one.name for one in found]
     both = [str(tmp_path / "ada"), str(tmp_path / "class" / "ada" / "exercises")]
     assert names == [both[0], "bob", both[1], "eve"]
     assert len(passed_over) == 2
-    assert find_submissions([tmp_path / "bob" / "exercises"], ["80_values"])[0][0][0] == "bob"
+    (bob,), _ = find_submissions([tmp_path / "bob" / "exercises"], ["80_values"], tmp_path)
+    assert bob.name == "bob"
 
 
 # ------------------------------------------------------------------ reports
@@ -412,6 +415,26 @@ def test_student_text_stays_text(nasty: list[SubmissionResult], tmp_path: Path) 
     assert json.loads(report.as_json(nasty, 60))["submissions"][0]["points"] == 0
     told = json.loads(base64.b64decode(report.classroom(nasty)))
     assert (told["max_score"], told["tests"][0]["score"], told["status"]) == (3, 0, "fail")
+
+
+def test_an_extra_exercise_is_shown_and_in_no_total(tmp_path: Path) -> None:
+    counted = ExerciseResult("04_the_clamp", "", "", [PartResult("04a", "", 3, 3, True)])
+    part = PartResult("x1a", "Toy", 0, 5, False, "Not yet.")
+    extra = ExerciseResult("x1_toy", "", "", [part, PartResult("x1b", "", 2, 2, True)])
+    ada = SubmissionResult("ada", "", [counted], 60.0, extras=[extra])
+    results = [ada, SubmissionResult("bob", "", [counted], 60.0)]
+    assert (ada.points, ada.out_of, ada.passed) == (3, 3, True)
+    head, *rows = csv.reader(io.StringIO(report.as_csv(results)))
+    assert head[1:] == ["04_the_clamp (3)", "total (3)", "percent", "passed", "x1_toy (7)"]
+    assert [row[-1] for row in rows] == ["2", ""]
+    for text in (report.as_text(results), report.step_summary(results)):
+        assert text.count("x1a") == 1
+    assert "x1_toy" in report.as_html(results, report.Course(tmp_path))
+    assert json.loads(report.as_json(results, 60))["submissions"][0]["extras"][0]["out_of"] == 7
+    assert (
+        "x1a" not in report.as_junit(results) + base64.b64decode(report.classroom(results)).decode()
+    )
+    assert not report.github_errors(results, tmp_path)
 
 
 def test_annotations_name_files_as_the_repository_does(tmp_path: Path) -> None:

@@ -627,7 +627,7 @@ def test_tampered_notebooks(course: ToyCourse) -> None:
     notebook = changed()
     notebook["cells"].append(cell(notebook, "answer-80d"))
     notebook["cells"].append(cell(notebook, "check-80e"))
-    hand_in("doubled", notebook, "de", "There are 2 cells with the id")
+    hand_in("doubled", notebook, "de", "There are 2 cells with the id or the metadata of")
     notebook = changed()
     cell(notebook, "answer-80a")["cell_type"] = "markdown"
     hand_in("a text", notebook, "a", "not a code cell")

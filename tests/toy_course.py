@@ -40,8 +40,8 @@ PARTS = tuple(
 CODES = """
 import random
 
-from minivllm.grading.part import Failed, Part, Student
-from minivllm.grading.sandbox import Limits
+from minivllm.grading.part import Failed, Part
+from minivllm.grading.sandbox import Limits, Student
 
 TITLE = "Toy functions"
 
@@ -74,7 +74,7 @@ class ToyCourse:
         self.root = root / "course"
         self.submissions = root / "submissions"
         package = self.root / "minivllm"
-        skip = shutil.ignore_patterns("__pycache__", "e[0-9]*.py", "d[0-9]*.py", "data")
+        skip = shutil.ignore_patterns("__pycache__", "e[0-9x]*.py", "d[0-9x]*.py", "data")
         for name in ("grading", "core"):
             shutil.copytree(ROOT / "minivllm" / name, package / name, ignore=skip)
         shutil.copy(ROOT / "minivllm" / "__init__.py", package)

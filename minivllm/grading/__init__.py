@@ -6,6 +6,7 @@ the grader defends against and what not.
 """
 
 from minivllm.grading.check import check
-from minivllm.grading.part import Failed, Part, Student
+from minivllm.grading.part import Failed, Part
+from minivllm.grading.sandbox import Student
 
 __all__ = ["Failed", "Part", "Student", "check"]

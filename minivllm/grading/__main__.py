@@ -14,17 +14,19 @@ from minivllm.grading.runner import Course, grade
 
 EPILOG = """
 A DIR is a submission if it holds the notebooks, or has them in exercises/; else each folder in it
-is one. Exit status: 0 if every submission reaches the pass mark, 1 if not, 2 if nothing could be
-graded. In GitHub Actions, parts that were not passed become annotations of the notebooks.
+is one. In GitHub Actions, parts that were not passed become annotations of the notebooks.
+
+exit status: 0 every submission reaches the pass mark; 1 one does not; 2 nothing could be graded.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m minivllm.grading") -> int:
     """Grade, print the summary, write the reports; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m minivllm.grading",
+        prog=prog,
         description="Grade submissions of the exercises.",
         epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help="what was handed in")
     parser.add_argument("--list", action="store_true", help="list the exercises and their points")

@@ -7,9 +7,12 @@ import inspect
 import json
 import linecache
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from minivllm.grading.magics import without_magics, words_for_magic
 
 MAILBOX = "MINIVLLM_GRADING_MAILBOX"  # a folder: the runner answers there, see `runner`
 PATIENCE = 120.0  # seconds to wait for the runner's verdict
@@ -28,10 +31,11 @@ def check(part_id: str, answer: Any) -> None:
     Raises:
         NotYet: It is not: with what was expected, what happened, and where to read on.
     """
-    payload = payload_for(answer)
     mailbox = os.environ.get(MAILBOX)
     verdict = (
-        _by_runner(Path(mailbox), part_id, payload) if mailbox else _by_judge(part_id, payload)
+        _by_runner(Path(mailbox), part_id, answer)
+        if mailbox
+        else _by_judge(part_id, payload_for(answer))
     )
     if not verdict["passed"]:
         raise NotYet(verdict["text"])
@@ -50,9 +54,12 @@ def source_of_cell(answer: Any) -> str:
     """The text of the whole cell that defines `answer`, a function or a class.
 
     Raises:
-        NotYet: It was defined elsewhere, and there is no text to send.
+        NotYet: It was defined elsewhere, and there is no text to send; or by a cell with a magic.
     """
     name = getattr(answer, "__name__", "")
+    typed = next((text for text in _typed_cells() if _binds(without_magics(text), name)), "")
+    if magic := words_for_magic(typed):  # IPython knows another text for such a cell, or none
+        raise NotYet(magic)
     for filename in _filenames(answer):
         text = "".join(linecache.getlines(filename))
         if text and _binds(text, name):
@@ -63,6 +70,13 @@ def source_of_cell(answer: Any) -> str:
         if _binds(text, name):
             return text
     raise NotYet(f"There is no cell here that defines `{name}`: define it in the answer cell.")
+
+
+def _typed_cells() -> list[str]:
+    """What was typed into the cells that ran, the newest first; nothing outside IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell.history_manager.input_hist_raw[::-1] if shell else []
 
 
 def _filenames(answer: Any) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
+from minivllm.grading.magics import words_for_magic
+
 DRIVERS = "minivllm.grading.exercises.drivers."
 ANSWER_MODULE = "answer"
 FILENAME = "<your answer>"
@@ -103,6 +105,8 @@ def own_line(error: BaseException) -> int:
 def words(error: BaseException, source: str) -> str:
     """What happened, with the student's own line."""
     if isinstance(error, SyntaxError) and error.filename == FILENAME:
+        if magic := words_for_magic(source):
+            return f"is not Python. {magic}"
         return f"is not Python: {error.msg} (line {error.lineno}: {(error.text or '').strip()})."
     line, lines = own_line(error), source.splitlines()
     where = f" in line {line}, `{lines[line - 1].strip()}`" if 0 < line <= len(lines) else ""

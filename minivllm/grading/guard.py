@@ -395,7 +395,7 @@ def _own_files() -> list[str]:
     Not the checks: modules named like an exercise, e04_the_clamp.
     """
     checks = GRADING / "exercises"
-    helpers = [path for path in checks.glob("*.py") if not re.match(r"e\d\d_", path.name)]
+    helpers = [path for path in checks.glob("*.py") if not re.match(r"e\w\d_", path.name)]
     own = [*GRADING.glob("*.py"), *helpers, checks / "drivers"]
     return [*map(str, own), *map(cache_from_source, helpers)]
 

@@ -14,14 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minivllm.grading.part import Failed, Part, Student, not_answered
-from minivllm.grading.sandbox import end_group
+from minivllm.grading.part import Failed, Part, not_answered
+from minivllm.grading.sandbox import Student, end_group
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package minivllm
 SECONDS = 60.0  # of wall time for one part
 MAX_PAYLOAD = 1_000_000  # bytes of JSON
 MAX_DEPTH = 40
 MEMORY = 3 << 30
+TOO_LONG = "Judging this answer took longer than {:.0f} s: is a number in it too large?"
 TOO_LARGE = "Judging this answer took more memory than there is: is a number in it too large?"
 
 BOOT = (
@@ -78,6 +79,16 @@ def exercises() -> dict[str, Any]:
         m.name for m in pkgutil.iter_modules(package.__path__) if m.name[:1] == "e" and not m.ispkg
     )
     return {name[1:]: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+
+
+def is_extra(name: str) -> bool:
+    """Whether an exercise stands beside the course's thirteen: "x1_static_batches" does."""
+    return name.startswith("x")
+
+
+def number_of(name: str) -> str:
+    """An exercise's number as people write it: "4" of "04_the_clamp", "X1" of an extra one."""
+    return name.split("_")[0].lstrip("0").upper()
 
 
 @cache
@@ -203,12 +214,29 @@ def payload_of(part: Part, source: str) -> Any:
     return plain(namespace[part.answer])
 
 
-def judge(part_id: str, payload: Any, *, seconds: float = SECONDS) -> Verdict:
+def question_of(part_id: str, payload: Any, handed_out: str = "") -> str:
+    """What the judge is asked, as JSON.
+
+    Raises:
+        Failed: The payload is no plain data, or too large.
+    """
+    asked = {"part": part_id, "handed_out": handed_out}
+    try:
+        question = json.dumps({**asked, "payload": plain(payload)})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Failed(f"The answer cannot be stored as JSON: {error!s:.200}") from error
+    if len(question) > MAX_PAYLOAD:
+        raise Failed(f"The answer is larger than {MAX_PAYLOAD:,} bytes.")
+    return question
+
+
+def judge(part_id: str, payload: Any, *, seconds: float = SECONDS, handed_out: str = "") -> Verdict:
     """Judge `payload` for `part_id` in a fresh process.
 
     Args:
         payload: Plain JSON data for a value part, the answer cell's source for a code part.
         seconds: Wall time that the judge may take.
+        handed_out: The mark of the notebook that the answer was written in; see `Part.earlier`.
 
     Raises:
         KeyError: There is no such part.
@@ -223,13 +251,9 @@ def judge(part_id: str, payload: Any, *, seconds: float = SECONDS) -> Verdict:
         return Verdict(part_id, False, 0, points, says, chapter)
 
     try:
-        question = json.dumps({"part": part_id, "payload": plain(payload)})
+        question = question_of(part_id, payload, handed_out)
     except Failed as failed:
         return refused(failed.says)
-    except (TypeError, ValueError, RecursionError) as error:
-        return refused(f"The answer cannot be stored as JSON: {error!s:.200}")
-    if len(question) > MAX_PAYLOAD:
-        return refused(f"The answer is larger than {MAX_PAYLOAD:,} bytes.")
     environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR")}
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", BOOT, str(ROOT)],
@@ -244,9 +268,7 @@ def judge(part_id: str, payload: Any, *, seconds: float = SECONDS) -> Verdict:
     try:
         out, err = process.communicate(question, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return refused(
-            f"Judging this answer took longer than {seconds:.0f} s: is a number in it too large?"
-        )
+        return refused(TOO_LONG.format(seconds))
     finally:
         end_group(process)
     try:
@@ -267,5 +289,6 @@ def main() -> None:
     out = os.dup(1)  # what a check prints must not mix with the verdict
     os.dup2(2, 1)
     question = json.load(sys.stdin)
-    verdict = judge_here(find_part(question["part"]), question["payload"])
+    part = find_part(question["part"]).handed_out_as(question["handed_out"])
+    verdict = judge_here(part, question["payload"])
     os.write(out, (json.dumps(asdict(verdict)) + "\n").encode())

@@ -70,6 +70,7 @@ class Evidence:
         judged: Verdicts of this run and earlier ones, by part and payload.
         cells: By cell id what nbval said: an empty string if the cell passed.
         fault: Something wrong that is no part's doing.
+        handed_out: The mark of the notebook that was handed out.
     """
 
     lost: dict[str, str]
@@ -78,12 +79,13 @@ class Evidence:
     cells: dict[str, str] = field(default_factory=dict)
     judged: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     fault: str = ""
+    handed_out: str = ""
 
     def judge(self, part_id: str, payload: Any) -> Verdict:
         """Have a payload judged, once."""
         key = part_id, json.dumps(payload)
         if key not in self.judged:
-            self.judged[key] = judge(part_id, payload)
+            self.judged[key] = judge(part_id, payload, handed_out=self.handed_out)
         self.payloads[part_id], self.verdicts[part_id] = payload, self.judged[key]
         return self.judged[key]
 
@@ -348,7 +350,7 @@ class NotebookRun:
 def shown_names(notebook: dict[str, Any]) -> dict[str, list[str]]:
     """What a notebook's own text imports from the exercises' modules: names by module."""
     found: dict[str, list[str]] = {}
-    pattern = r"from minivllm\.grading\.exercises\.(e\d\d_\w+) import \(?([\w,\s]+)"
+    pattern = r"from minivllm\.grading\.exercises\.(e\w\d_\w+) import \(?([\w,\s]+)"
     for cell in notebook["cells"]:
         for module, names in re.findall(pattern, "".join(cell["source"])):
             first = names.replace("\n", ",") if "(" in names else names.split("\n")[0]

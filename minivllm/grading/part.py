@@ -7,12 +7,9 @@ An exercise module (`minivllm.grading.exercises.e04_the_clamp`) has `TITLE` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
-
-if TYPE_CHECKING:
-    from minivllm.grading.sandbox import Limits
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn
 
 
 class Failed(Exception):
@@ -47,9 +44,11 @@ class Part:
         points: What it is worth; all or nothing.
         answer: The name that the answer cell binds: a variable, a function or a class.
         kind: "value": `check(value)` gets plain JSON data. "code": `check(student)` gets a
-            `Student` that holds the source of the answer cell.
+            `sandbox.Student` that holds the source of the answer cell.
         check: Returns None if the answer is right, else raises Failed.
         chapter: Where the book explains it, "04-one-step-of-the-scheduler".
+        earlier: Checks by the words that the question had before, by the mark of the notebook that
+            was handed out with them (`metadata.minivllm.stubs`).
     """
 
     id: str
@@ -59,35 +58,11 @@ class Part:
     kind: Literal["value", "code"]
     check: Callable[..., None]
     chapter: str
+    earlier: Mapping[str, Callable[..., None]] = field(default_factory=dict, compare=False)
 
-
-class Student:
-    """A student's answer cell, run in a fresh and limited child process at each call."""
-
-    def __init__(self, source: str, answer: str) -> None:
-        self.source = source
-        self.answer = answer
-
-    def call(self, driver: str, /, *, limits: Limits | None = None, **payload: Any) -> Any:
-        """Run `driver(obj, **payload)` in the child, where obj is what the answer cell bound.
-
-        Args:
-            driver: "minivllm.grading.exercises.drivers.d07:trace": a function in a module below
-                `minivllm.grading.exercises.drivers`, which is imported before the student's code
-                runs. Such a module holds no secret: the student's code can see it.
-            limits: Other limits than the usual 10 s and 1 GiB.
-            payload: Keyword arguments for the driver, JSON-able.
-
-        Returns:
-            What the driver returned, as JSON gives it back: tuples are lists, keys are strings.
-
-        Raises:
-            Failed: In words, with the student's line, when the code raises, hangs, asks for too
-                much, does what an answer may not do, or returns what is not JSON.
-        """
-        from minivllm.grading.sandbox import Limits, run
-
-        return run(self.source, self.answer, driver, payload, limits or Limits())
+    def handed_out_as(self, mark: str) -> Part:
+        """The part as the notebook with this mark asked it."""
+        return replace(self, check=self.earlier.get(mark, self.check))
 
 
 # ------------------------------------------------------------------ reading hostile answers

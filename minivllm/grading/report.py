@@ -1,7 +1,8 @@
 """Reports: for people (text, HTML, GitHub), for programs (JSON, JUnit, CSV).
 
 Everything that a student wrote is data here: escaped, cut, and never a command to the CI that
-prints it.
+prints it. Extra exercises stand in what people read, in JSON and in the gradebook; what turns a
+build red (JUnit, annotations, GitHub Classroom) leaves them out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from xml.etree import ElementTree
 
 import minivllm
 from minivllm.grading.guard import defences
-from minivllm.grading.judge import exercises, workload_text
+from minivllm.grading.judge import exercises, is_extra, workload_text
 from minivllm.grading.notebook import clean
 from minivllm.grading.runner import (
     UNTOUCHED,
@@ -90,20 +91,26 @@ def _xml(text: str) -> str:
 
 
 def as_csv(results: list[SubmissionResult]) -> str:
-    """One row for each submission: points by exercise, total, percent."""
+    """One row for each submission: points by exercise, total, percent; then the extra exercises
+    that somebody handed in."""
     out = io.StringIO()
     writer = csv.writer(out)
+    extras = {e.name: e.out_of for result in results for e in result.extras}
     if results:
         names = [exercise.name for exercise in results[0].exercises]
         tops = [exercise.out_of for exercise in results[0].exercises]
         columns = [f"{name} ({top})" for name, top in zip(names, tops)]
-        writer.writerow(["submission", *columns, f"total ({sum(tops)})", "percent", "passed"])
+        beside = [f"{name} ({top})" for name, top in sorted(extras.items())]
+        total = f"total ({sum(tops)})"
+        writer.writerow(["submission", *columns, total, "percent", "passed", *beside])
     for result in results:
         name = clean(result.name)
         safe = f"'{name}" if name[:1] in "=+-@\t" else name  # no formula for a spreadsheet
         points = [exercise.points for exercise in result.exercises]
         passed = "yes" if result.passed else "no"
-        writer.writerow([safe, *points, result.points, f"{result.percent:.1f}", passed])
+        earned = {exercise.name: exercise.points for exercise in result.extras}
+        beside = [str(earned.get(name, "")) for name in sorted(extras)]
+        writer.writerow([safe, *points, result.points, f"{result.percent:.1f}", passed, *beside])
     return out.getvalue()
 
 
@@ -127,9 +134,10 @@ def as_text(results: list[SubmissionResult]) -> str:
             f"{quiet(result.name)}: {result.points} of {result.out_of} points "
             f"({result.percent:.0f} %), {mark} of {result.pass_mark:g} %",
         ]
-        for exercise in result.exercises:
+        for exercise in (*result.exercises, *result.extras):
             title = f"{exercise.name:24} {exercise.points:3} of {exercise.out_of:3}"
-            lines.append(f"  {title}   {exercise.seconds:5.1f} s")
+            beside = "   extra, in no total" if exercise in result.extras else ""
+            lines.append(f"  {title}   {exercise.seconds:5.1f} s{beside}")
             lines += [f"      note: {quiet(note)}" for note in exercise.notes]
             if len({part.says for part in exercise.parts}) == 1 and exercise.parts[0].says:
                 lines.append(f"      {quiet(exercise.parts[0].says)}")
@@ -222,7 +230,7 @@ def step_summary(results: list[SubmissionResult]) -> str:
             "| exercise | part | points | what to do |",
             "| --- | --- | ---: | --- |",
         ]
-        for exercise in result.exercises:
+        for exercise in (*result.exercises, *result.extras):
             for part in exercise.parts:
                 words = "" if part.passed else _markdown(says(part)[:1000])
                 points = f"{part.points}/{part.out_of}"
@@ -266,6 +274,9 @@ def as_html(results: list[SubmissionResult], course: Course) -> str:
     for number, result in enumerate(results):
         body.append(f'<h2 id="s{number}">{_escape(result.name)}: {_points(result)}</h2>')
         body += [_exercise(exercise, course) for exercise in result.exercises]
+        if result.extras:
+            body.append("<p>Extra exercises, whose points stand in no total:</p>")
+            body += [_exercise(exercise, course) for exercise in result.extras]
     body.append(
         f"<p>minivllm {minivllm.__version__}; the submissions ran behind: "
         f"{', '.join(defences())}. Free text is not scored by the grader: it stands beside the "
@@ -353,6 +364,7 @@ def _escape(text: str) -> str:
 def titles() -> list[str]:
     """What there is to grade, one line for each exercise."""
     return [
-        f"{name}: {module.TITLE} ({sum(part.points for part in module.PARTS)} points)"
+        f"{name}: {module.TITLE} ({sum(part.points for part in module.PARTS)} points"
+        f"{', extra: in no total' if is_extra(name) else ''})"
         for name, module in exercises().items()
     ]

@@ -3,8 +3,9 @@ outside it.
 
 What happens to one notebook of a submission:
 
-1. `submission` reads it as data. Only the answer cells (by id) and the student's own words are
-   taken; what was done to graded cells is noted. Nothing of it is executed or imported here.
+1. `handed_in` finds it, `submission` reads it as data. Only the answer cells (by id, or by their
+   metadata) and the student's own words are taken; what was done to graded cells is noted. Nothing
+   of it is executed or imported here.
 2. The answers go into a copy of the pristine notebook, which comes from the grader's own folder, in
    a scratch directory. nbval runs it in a fresh process with an environment of its own. The kernel
    locks itself up (`kernel`, `guard`) before the first cell. Of the checks it sees the names that
@@ -55,9 +56,10 @@ Not defended:
 from __future__ import annotations
 
 import json
-import os
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -65,7 +67,9 @@ from pathlib import Path
 from typing import Any
 
 from minivllm.grading import submission as submissions
-from minivllm.grading.judge import ROOT, exercises
+from minivllm.grading.handed_in import find_submissions
+from minivllm.grading.judge import ROOT, exercises, is_extra
+from minivllm.grading.magics import words_for_magic
 from minivllm.grading.notebook import NEVER_ASKED, Evidence, Settings, run_until_it_ends
 from minivllm.grading.part import Part
 
@@ -109,15 +113,27 @@ class ExerciseResult:
         """Points there are."""
         return sum(part.out_of for part in self.parts)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For the JSON report."""
+        return {**asdict(self), "points": self.points, "out_of": self.out_of}
+
 
 @dataclass
 class SubmissionResult:
-    """What one submission earned."""
+    """What one submission earned.
+
+    Attributes:
+        exercises: What counts, in order: those of the course, or all that `--only` names.
+        extras: Extra exercises that were handed in besides. Their points stand in the report and
+            in no total.
+    """
 
     name: str
     folder: str
     exercises: list[ExerciseResult]
     pass_mark: float
+    recognised: str = "a folder"
+    extras: list[ExerciseResult] = field(default_factory=list)
 
     @property
     def points(self) -> int:
@@ -144,14 +160,13 @@ class SubmissionResult:
         return {
             "name": self.name,
             "folder": self.folder,
+            "recognised": self.recognised,
             "points": self.points,
             "out_of": self.out_of,
             "percent": round(self.percent, 2),
             "passed": self.passed,
-            "exercises": [
-                {**asdict(exercise), "points": exercise.points, "out_of": exercise.out_of}
-                for exercise in self.exercises
-            ],
+            "exercises": [exercise.as_dict() for exercise in self.exercises],
+            "extras": [exercise.as_dict() for exercise in self.extras],
         }
 
 
@@ -182,73 +197,32 @@ class Course:
             if cell["id"].startswith("model-")
         }
 
+    def _has(self, name: str) -> bool:
+        """Whether the course has this exercise: one made before the extra ones has not."""
+        return (self.root / "exercises" / f"{name}.ipynb").exists()
+
     def names(self, only: Iterable[str] = ()) -> list[str]:
         """The exercises, "04_the_clamp", in order; of `only`, by name or number, if any.
 
         Raises:
             FileNotFoundError: There is none, or no notebook for one.
         """
+        if not (self.root / "exercises").is_dir():
+            raise FileNotFoundError(
+                f"{self.root} has no exercises/: name a clone of the book with --course DIR"
+            )
         wanted = list(only)
         names = [
             name
             for name in exercises()
-            if not wanted or any(name == w or name.split("_")[0] == w for w in wanted)
+            if any(name == w or name.split("_")[0] == w.lower() for w in wanted)
+            or (not wanted and (not is_extra(name) or self._has(name)))
         ]
         if not names:
             raise FileNotFoundError(f"no exercise is named {', '.join(wanted)}")
         for name in names:
             self.pristine(name)
         return names
-
-
-def find_submissions(
-    folders: Iterable[Path], names: list[str]
-) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Name and notebook folder of each submission in `folders`, and what was passed over.
-
-    A folder is a submission if it holds one of the notebooks, or an `exercises` folder that does.
-    Otherwise each folder in it is looked at in the same way. Symbolic links are not followed: one
-    handed in could point at the solutions.
-
-    Raises:
-        FileNotFoundError: There is no notebook with the name of an exercise.
-    """
-
-    def notebooks(folder: Path) -> Path | None:
-        for place in (folder, folder / "exercises"):
-            if not place.is_symlink() and any(
-                os.path.lexists(place / f"{name}.ipynb") for name in names
-            ):
-                return place
-        return None
-
-    found: list[Path] = []
-    passed_over: list[str] = []
-    for folder in folders:
-        if folder.is_symlink() or not folder.is_dir():
-            passed_over.append(f"{folder}: not a folder, or a symbolic link to one")
-            continue
-        inside = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink()]
-        places = [place] if (place := notebooks(folder)) else [notebooks(p) for p in inside]
-        found += [place for place in places if place]
-        if not any(places):
-            passed_over.append(f"{folder}: no notebook named like an exercise ({names[0]}.ipynb …)")
-        elif len(places) > 1:
-            passed_over += [
-                f"{p}: no notebook named like an exercise" for p, q in zip(inside, places) if not q
-            ]
-    if not found:
-        raise FileNotFoundError("; ".join(passed_over) or "no folder to look in")
-    called = [_called(place) for place in found]
-    # Two folders of the same name are told apart by their paths.
-    labels = [name if called.count(name) == 1 else str(p) for name, p in zip(called, found)]
-    return list(zip(labels, found)), passed_over
-
-
-def _called(place: Path) -> str:
-    """The name of the submission whose notebooks are in `place`."""
-    whole = Path(os.path.abspath(place))
-    return whole.parent.name if whole.name == "exercises" and whole.parent != ROOT else whole.name
 
 
 def grade(
@@ -263,25 +237,46 @@ def grade(
     """Grade every submission in `folders`, `jobs` notebooks at a time.
 
     Args:
-        only: Exercises by number ("04") or name; all when empty. Totals count only these.
+        only: Exercises by number ("04") or name; all when empty. Totals count only these; when
+            it is empty they leave the extra ones out, which are graded where they are handed in.
     """
     course = course or Course()
     settings = settings or Settings()
-    names = course.names(only)
-    found, passed_over = find_submissions(folders, names)
-    for line in passed_over:
-        print(f"passed over: {line}", file=sys.stderr)
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
+    names = course.names(only := list(only))
+    extras = set() if only else {name for name in names if is_extra(name)}
+    with (
+        tempfile.TemporaryDirectory(prefix="handed-in-") as scratch,
+        ThreadPoolExecutor(max(1, jobs)) as pool,
+    ):
+        found, passed_over = find_submissions(folders, names, Path(scratch))
+        for how, count in Counter(one.recognised for one in found).items():
+            print(f"recognised: {count} × {how}", file=sys.stderr)
+        for line in passed_over:
+            print(f"passed over: {line}", file=sys.stderr)
         futures = [
-            [
-                pool.submit(grade_notebook, course, name, place / f"{name}.ipynb", settings)
+            {
+                name: pool.submit(
+                    grade_notebook,
+                    course,
+                    name,
+                    one.notebooks.get(name, one.folder / f"{name}.ipynb"),
+                    settings,
+                )
                 for name in names
-            ]
-            for _, place in found
+                if name not in extras or name in one.notebooks
+            }
+            for one in found
         ]
         return [
-            SubmissionResult(who, str(place), [f.result() for f in row], pass_mark)
-            for (who, place), row in zip(found, futures)
+            SubmissionResult(
+                one.name,
+                str(one.folder),
+                [f.result() for name, f in row.items() if name not in extras],
+                pass_mark,
+                one.recognised,
+                [f.result() for name, f in row.items() if name in extras],
+            )
+            for one, row in zip(found, futures)
         ]
 
 
@@ -297,7 +292,7 @@ def grade_notebook(course: Course, name: str, path: Path, settings: Settings) ->
         lost = {part.id: f"{path.name} {handed_in.unreadable}." for part in parts}
         evidence = Evidence(lost)
     else:
-        evidence = Evidence(dict(handed_in.faults))
+        evidence = Evidence(dict(handed_in.faults), handed_out=handed_in.handed_out)
         try:
             run_until_it_ends(pristine, parts, handed_in.answers, settings, evidence)
         except Exception as error:  # one submission must not stop the grading of the others
@@ -309,6 +304,10 @@ def grade_notebook(course: Course, name: str, path: Path, settings: Settings) ->
         if what and not cell.startswith(("answer-", "check-"))
     ]
     result.parts = [_result_of(part, evidence) for part in parts]
+    for told in result.parts:  # a cell under %%timeit binds nothing, and nothing says so
+        magic = words_for_magic(handed_in.answers.get(told.id, ""))
+        if "NameError" in told.says and magic:
+            told.says += f" {magic}"
     result.seconds = round(time.monotonic() - begun, 2)
     return result
 

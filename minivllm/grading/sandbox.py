@@ -39,6 +39,33 @@ class Limits:
     memory: int = 1 << 30
 
 
+class Student:
+    """A student's answer cell, run in a fresh and limited child process at each call."""
+
+    def __init__(self, source: str, answer: str) -> None:
+        self.source = source
+        self.answer = answer
+
+    def call(self, driver: str, /, *, limits: Limits | None = None, **payload: Any) -> Any:
+        """Run `driver(obj, **payload)` in the child, where obj is what the answer cell bound.
+
+        Args:
+            driver: "minivllm.grading.exercises.drivers.d07:trace": a function in a module below
+                `minivllm.grading.exercises.drivers`, which is imported before the student's code
+                runs. Such a module holds no secret: the student's code can see it.
+            limits: Other limits than the usual 10 s and 1 GiB.
+            payload: Keyword arguments for the driver, JSON-able.
+
+        Returns:
+            What the driver returned, as JSON gives it back: tuples are lists, keys are strings.
+
+        Raises:
+            Failed: In words, with the student's line, when the code raises, hangs, asks for too
+                much, does what an answer may not do, or returns what is not JSON.
+        """
+        return run(self.source, self.answer, driver, payload, limits or Limits())
+
+
 def run(source: str, answer: str, driver: str, payload: dict[str, Any], limits: Limits) -> Any:
     """Run `driver(obj, **payload)` where `source` bound `answer` to obj; see `Student.call`.
 

@@ -354,11 +354,11 @@ def after_step(requests, token_budget):
     },
     "01c": {
         "the stub": ("mixed = {}", "not answered yet"),
-        "everything fits": (mixed(budget=256), "first piece of a prompt"),
+        "everything fits": (mixed(budget=256), "first chunk of a prompt"),
         "all at once": (mixed(arrival=0, p1=14, p2=40, step=0), "output token"),
-        "prompts one after the other": (mixed(p1=15, p2=30, step=2), "last piece"),
-        "the step before": (mixed(step=1), "last piece"),
-        "budget so small that one prompt fills it": (mixed(budget=8), "last piece|first piece"),
+        "prompts one after the other": (mixed(p1=15, p2=30, step=2), "last chunk"),
+        "the step before": (mixed(step=1), "last chunk"),
+        "budget so small that one prompt fills it": (mixed(budget=8), "last chunk|first chunk"),
         "no such step": (mixed(step=99), "the run has steps"),
         "knob misspelt": (
             mixed().replace("max_num_batched_tokens", "max_batched_tokens"),

@@ -53,7 +53,7 @@ RIGHT = {
     },
     "03c": {
         "the head asks for four": blocks(),
-        "room for the first piece only": blocks(
+        "room for the first chunk only": blocks(
             3, [("r0", 0, 18, 6), ("r1", 2, 15, 3)], max_num_batched_tokens=19
         ),
         "small one behind the head": blocks(
@@ -98,7 +98,7 @@ WRONG = {
     "03c": {
         "the stub": ("no_blocks = {}", "not answered yet"),
         "a request that never fits": (blocks(1, [("r0", 0, 18, 6), ("r1", 1, 40, 3)]), "refuses"),
-        "counts the first piece only": (
+        "counts the first chunk only": (
             blocks(
                 1,
                 [("r0", 0, 18, 6), ("r1", 1, 15, 3)],
@@ -122,9 +122,9 @@ WRONG = {
         "the stub": ("day = [([], None)] * 8", "not answered yet"),
         "a prompt waits for a step that takes it whole": (
             day(s0='(["r1"], "tokens")'),
-            "with a first piece",
+            "with a first chunk",
         ),
-        "only the first piece must fit": (day(s1='(["r1", "r2"], "blocks")'), "all its known"),
+        "only the first chunk must fit": (day(s1='(["r1", "r2"], "blocks")'), "all its known"),
         "the small one overtakes": (day(s1='(["r1", "r3"], "blocks")'), "Nobody overtakes"),
         "no seats counted": (day(s5='(["r5"], "queue empty")'), "max_num_seqs bounds"),
         "blocks come back within the step": (

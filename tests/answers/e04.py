@@ -62,8 +62,26 @@ def exposing(**changes: object) -> str:
     return f"exposing = { ({'A': SEEN_A, 'B': SEEN_B, 'C': SEEN_C} | changes) }"
 
 
+ROOM = case(4, "r0", [("r0", 0, 8, 12)], max_model_len=20, num_speculative_tokens=4)
+DRAFTS: list[Row] = [("r0", 0, 4, 12), ("r1", 0, 4, 12)]
+
 RIGHT = {
     "04a": {
+        "the room met by proposed tokens, the front door shut": binding(max_model_len=ROOM),
+        "each met by proposed tokens": binding(
+            gap=case(1, "r0", [("r0", 0, 8, 12)], num_speculative_tokens=4),
+            long_prefill_token_threshold=case(
+                3,
+                "r0",
+                [("r0", 0, 8, 12)],
+                num_speculative_tokens=4,
+                long_prefill_token_threshold=3,
+            ),
+            max_num_batched_tokens=case(
+                1, "r1", DRAFTS, num_speculative_tokens=4, max_num_batched_tokens=8
+            ),
+            max_model_len=ROOM,
+        ),
         "one long prompt": binding(),
         "beside decodes": binding(
             max_num_batched_tokens=case(
@@ -116,19 +134,19 @@ n = num_tokens - num_computed_tokens
 if 0 < long_prefill_token_threshold < n:
     n = long_prefill_token_threshold
 n = min(n, token_budget)
-return min(n, max_model_len - 1 - num_computed_tokens)
+return max(0, min(n, max_model_len - 1 - num_computed_tokens))
 """),
         "one min": clamp("""
 caps = [num_tokens - num_computed_tokens, token_budget, max_model_len - 1 - num_computed_tokens]
 if long_prefill_token_threshold:
     caps.append(long_prefill_token_threshold)
-return min(caps)
+return min(caps) if min(caps) > 0 else 0
 """),
         "by the last position": clamp("""
 threshold = long_prefill_token_threshold or float("inf")
 end = min(num_tokens, max_model_len - 1, num_computed_tokens + token_budget,
           num_computed_tokens + threshold)
-return int(end - num_computed_tokens)
+return int(end - num_computed_tokens) if end > num_computed_tokens else 0
 """),
         "token by token": clamp("""
 n = 0
@@ -163,6 +181,10 @@ WRONG = {
                 long_prefill_token_threshold=case(0, "r0", LONG, long_prefill_token_threshold=10)
             ),
             "RUNNING half",
+        ),
+        "proposed tokens with room left": (
+            binding(max_model_len=ROOM | {"step": 2}),
+            "What bounds here is gap",
         ),
         "threshold off": (
             binding(long_prefill_token_threshold=case(1, "r0", LONG)),
@@ -225,6 +247,15 @@ WRONG = {
     },
     "04c": {
         "the stub": (clamp("..."), "returned nothing"),
+        "less than nothing": (
+            clamp("""
+n = num_tokens - num_computed_tokens
+if 0 < long_prefill_token_threshold < n:
+    n = long_prefill_token_threshold
+return min(n, token_budget, max_model_len - 1 - num_computed_tokens)
+"""),
+            r"returns -\d+: a request cannot get less than no token",
+        ),
         "threshold 0 as a cap": (
             clamp("""
 gap = num_tokens - num_computed_tokens

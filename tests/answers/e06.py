@@ -101,7 +101,7 @@ RIGHT = {
         ),
     },
     "06e": {
-        "room for the first piece is enough": guard(),
+        "room for the first chunk is enough": guard(),
         "priority": """
 guard = {
     "config": {"num_gpu_blocks": 12, "block_size": 4, "policy": "priority",

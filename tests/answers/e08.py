@@ -67,7 +67,7 @@ def run(stats, rows, **config):
         sampled = {}
         for id_ in output.num_scheduled_tokens:
             request = scheduler.requests[id_]
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 sampled[id_] = 7
         scheduler.update_from_output(output, sampled)
     return seen

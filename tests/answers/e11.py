@@ -63,6 +63,8 @@ RIGHT = {
     "11b": {"as the simulator": prices(), "blocks asked of the cost model": ASKED},
     "11c": {
         "as in the book": lines(*GOOD),
+        "as the drill's card": lines(GOOD[0], GOOD[1], "scheduler.py:392"),
+        "where it is asserted": lines("utils.py:409", "scheduler.py:830", "scheduler.py:827"),
         "other lines and whole paths": lines(
             "vllm/v1/worker/gpu_worker.py#L448", "vllm/v1/core/sched/scheduler.py:103", GOOD[2]
         ),
@@ -77,6 +79,17 @@ WRONG = {
         "more seats": (fixes(seqs=128), "want more blocks"),
         "hardly fewer seats": (fixes(seqs=90), "what a request holds"),
         "far too few seats": (fixes(seqs=16), "turned further than needed"),
+        "what the cache holds at a random moment": (fixes(seqs=86), r"leave a sixth"),
+        "seats that fail in a busy minute": (fixes(seqs=76), r"run\(4, max_num_seqs=76\)"),
+        "the mean output halved": (fixes(seqs=114), "want more blocks"),
+        "a budget that fails in a busy minute": (
+            fixes(budget=112),
+            r"1\.5 preemptions for 100 requests in run\(4,.*slowing admission",
+        ),
+        "too little memory for a busy minute": (
+            fixes(memory=0.97),
+            r"run\(4, gpu_memory_utilization=0\.97\)",
+        ),
         "half the budget": (fixes(budget=1024), "slowing admission down"),
         "a budget below the seats": (fixes(budget=64), "does not start"),
         "nothing turned": (fixes(seqs=96), "how the server runs now"),
@@ -119,7 +132,11 @@ WRONG = {
     "11c": {
         "seats and budget confused": (lines(GOOD[0], GOOD[2], GOOD[1]), "another knob acts"),
         "the right file": (lines(GOOD[0], "scheduler.py:1", GOOD[2]), "right file"),
-        "the victim's line": (lines(GOOD[0], GOOD[1], "scheduler.py:481"), "does not use it"),
+        "the victim's line": (lines(GOOD[0], GOOD[1], "scheduler.py:481"), "decides nothing"),
+        "blocks for a request": (
+            lines("kv_cache_manager.py:236", GOOD[1], GOOD[2]),
+            "meet what it limits",
+        ),
         "another file": (lines("kv_cache_utils.py:794", GOOD[1], GOOD[2]), "meet what it limits"),
         "no line": (lines("gpu_worker.py", GOOD[1], GOOD[2]), "should look like"),
     },

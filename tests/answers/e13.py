@@ -28,7 +28,10 @@ def admit(**changes: str) -> str:
             "request.num_prompt_tokens >= config.max_model_len or blocks > config.num_gpu_blocks"
         ),
         "status": "request.status = RequestStatus.FINISHED_IGNORED",
-        "error": 'request.error = f"{blocks} blocks needed, there are {config.num_gpu_blocks}"',
+        "error": (
+            'request.error = f"{request.num_prompt_tokens} prompt tokens, {blocks} blocks; '
+            'there are {config.max_model_len} and {config.num_gpu_blocks}"'
+        ),
         "before": "pass",
         "accept": "return super().add_request(request)",
         **changes,
@@ -58,7 +61,7 @@ class AdmittingScheduler(Scheduler):
     def never_fits(self, request):
         room = self.config.max_model_len - request.num_prompt_tokens
         if room < 1:
-            return f"no room for an output token below max_model_len={self.config.max_model_len}"
+            return f"{request.num_prompt_tokens} >= max_model_len={self.config.max_model_len}"
         output = room if request.max_tokens is None else min(room, request.max_tokens)
         if request.num_prompt_tokens + output > self.slots + 1:
             return f"{request.num_prompt_tokens} + {output} tokens, {self.slots} slots"
@@ -82,7 +85,12 @@ def AdmittingScheduler(config):
                 break
         too_long = request.num_prompt_tokens > config.max_model_len - 1
         if too_long or computed > config.num_gpu_blocks * config.block_size:
-            request.status, request.error = core.RequestStatus(7), "it can never fit"
+            request.status = core.RequestStatus(7)
+            request.error = (
+                f"{computed} tokens at the end, {request.num_prompt_tokens} of them the prompt; "
+                f"{config.num_gpu_blocks * config.block_size} slots, "
+                f"{config.max_model_len} positions."
+            )
             return False
         return queue(request)
 
@@ -232,6 +240,23 @@ WRONG = {
         ),
         "no status": (admit(status="pass"), "its status is WAITING"),
         "no reason": (admit(error="pass"), "without a word"),
+        "no number": (admit(error='request.error = "no"'), "Name two numbers"),
+        "a wrong reason": (
+            admit(error='request.error = "the server is busy, try again later"'),
+            "'the server is busy, try again later'.*what the request needs",
+        ),
+        "the id is no number": (
+            admit(error='request.error = f"{request.request_id} 1 2 3 can never fit"'),
+            "Name two numbers",
+        ),
+        "what it needs alone": (
+            admit(error='request.error = f"it needs {blocks} blocks"'),
+            "what there is of it",
+        ),
+        "the blocks of a prompt that is too long": (
+            admit(error='request.error = f"{blocks} blocks of {config.num_gpu_blocks}"'),
+            "Name two numbers.*max_model_len",
+        ),
         "returns nothing": (admit(accept="super().add_request(request)"), "returned None"),
         "asks the core": (
             admit(refuse="self.refusal_reason(request)"),

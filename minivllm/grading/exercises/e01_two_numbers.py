@@ -23,13 +23,13 @@ from minivllm.grading.exercises.workloads import (
 from minivllm.grading.part import (
     Failed,
     Part,
-    Student,
     not_answered,
     shown,
     want_dict,
     want_int,
     want_list,
 )
+from minivllm.grading.sandbox import Student
 from minivllm.runs.scenario import Scenario
 
 TITLE = "Two numbers, no phases"
@@ -53,11 +53,11 @@ NUM_STEPS = 6
 DECODES_WAIT = variant(
     "decodes_wait",
     """
-    gap = request.num_tokens - request.num_computed_tokens
+    gap = request.num_tokens_with_spec - request.num_computed_tokens
     num_new_tokens = gap
     """,
     """
-    gap = request.num_tokens - request.num_computed_tokens
+    gap = request.num_tokens_with_spec - request.num_computed_tokens
     if request.num_computed_tokens >= request.num_prompt_tokens and any(
         other.num_computed_tokens < other.num_prompt_tokens for other in self.running
     ):
@@ -71,11 +71,11 @@ DECODES_WAIT = variant(
 PROMPTS_WAIT = variant(
     "prompts_wait",
     """
-    if token_budget == 0:
+    if token_budget <= 0:
         stopped_by = "max_num_batched_tokens"
     """,
     """
-    if token_budget == 0 or any(
+    if token_budget <= 0 or any(
         other.num_computed_tokens >= other.num_prompt_tokens for other in self.running
     ):
         stopped_by = "max_num_batched_tokens"
@@ -191,7 +191,7 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
             _toy(own_budget=True),
         ),
         Misread(
-            "A step that computes a piece of a prompt samples nothing: the token after it is known "
+            "A step that computes a chunk of a prompt samples nothing: the token after it is known "
             "already. Only a request that catches up gets a token.",
             _toy(samples_in_chunks=True),
         ),
@@ -208,7 +208,7 @@ def _misreads(truth: Cells, result: Run) -> list[Misread]:
         ),
         Misread(
             "You let decodes pause while a prompt is being computed. No such phase exists: a "
-            "request in RUNNING gets its gap, whether that is a piece of prompt or one token.",
+            "request in RUNNING gets its gap, whether that is a chunk of a prompt or one token.",
             numbers_of(run(RACE, DECODES_WAIT)),
         ),
         Misread(
@@ -435,11 +435,11 @@ def check_mixed(value: Any) -> None:
     if not decodes:
         missing.append("nobody computes an output token (a request that has its prompt behind it)")
     if not ends:
-        missing.append("nobody computes the last piece of a prompt that began in an earlier step")
+        missing.append("nobody computes the last chunk of a prompt that began in an earlier step")
         if whole:
-            missing.append(f"({', '.join(whole)} computes its prompt whole: that is no last piece)")
+            missing.append(f"({', '.join(whole)} computes its prompt whole: that is no last chunk)")
     if not begins:
-        missing.append("nobody computes the first piece of a prompt that this step does not finish")
+        missing.append("nobody computes the first chunk of a prompt that this step does not finish")
     if missing:
         raise Failed(
             f"Step {number} of your run schedules {step.tokens or 'nobody'}: "

@@ -25,7 +25,7 @@ CHAPTER = "04-one-step-of-the-scheduler"
 
 
 class WaitingFirst(Scheduler):
-    """The scheduler with its two halves in the other order: it admits, then serves RUNNING."""
+    """The scheduler with its two loops in the other order: it admits, then serves RUNNING."""
 
     def _schedule_running(self, output: SchedulerOutput, token_budget: int) -> int:
         num_old = len(self.running)
@@ -104,7 +104,7 @@ def _misreads(truth: Cells) -> list[Misread]:
     }
     return [
         Misread(
-            "This is what the other order does: look again which half of the step comes first.",
+            "This is what the other order does: look again which loop of the step comes first.",
             swapped,
         ),
         Misread(
@@ -182,7 +182,7 @@ def check_tokens(value: object) -> None:
         _misreads(truth),
         lambda cell: f"tokens of {cell[1]} in step {cell[2]} under {cell[0].replace('_', ' ')}",
         otherwise=(
-            "Go through the step in the order of its halves. RUNNING is in order of admission; "
+            "Go through the step in the order of its loops. RUNNING is in order of admission; "
             "whoever was admitted in an earlier step is in it, prompt finished or not."
         ),
     )

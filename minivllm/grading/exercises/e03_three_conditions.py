@@ -116,7 +116,7 @@ def check_fails(name: str, value: Any, condition: str) -> None:
             f"In step {number} nobody is left waiting"
             + (f": {admitted} is admitted, with {step.tokens} scheduled." if admitted else ".")
             + " A prompt that is longer than what is left of the budget is admitted all the same, "
-            "with a first piece." * (condition == "tokens"),
+            "with a first chunk." * (condition == "tokens"),
             workload=shows,
             label=YOURS,
         )
@@ -206,9 +206,10 @@ NO_RESERVATION = DAY.with_knobs(reserve_full_prompt=False)
 PASSES_OVER = variant(
     "passes_over_the_head",
     """
-            if manager.allocate_slots(*wanted) is None:
-                stopped_by = "num_gpu_blocks"
+            if manager.allocate_slots(*wanted, num_reserved_blocks=reserve) is None:
                 num_blocks_needed = manager.get_num_blocks_to_allocate(*wanted)
+                fits = num_blocks_needed <= manager.block_pool.get_num_free_blocks()
+                stopped_by = "watermark" if fits else "num_gpu_blocks"
                 break
 
             self.waiting.pop_request()
@@ -236,7 +237,7 @@ def _misreads(truth: Cells, run_of_day: Run) -> list[Misread]:
     return [
         Misread(
             "The head asks for room for all its known tokens (reserve_full_prompt), not for the "
-            "piece that it would get in this step.",
+            "chunk that it would get in this step.",
             admitted(run(NO_RESERVATION)),
         ),
         Misread(
@@ -244,7 +245,7 @@ def _misreads(truth: Cells, run_of_day: Run) -> list[Misread]:
             admitted(run(DAY, PASSES_OVER)),
         ),
         Misread(
-            "A prompt need not fit into the budget: it is admitted with a first piece.",
+            "A prompt need not fit into the budget: it is admitted with a first chunk.",
             admitted(run(workload(whole, *_rows()))),
         ),
         Misread(

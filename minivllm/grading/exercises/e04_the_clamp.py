@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 from minivllm.core import Scheduler
@@ -22,7 +23,6 @@ from minivllm.grading.exercises.workloads import (
 from minivllm.grading.part import (
     Failed,
     Part,
-    Student,
     not_answered,
     shown,
     want_dict,
@@ -30,6 +30,7 @@ from minivllm.grading.part import (
     want_list,
     want_str,
 )
+from minivllm.grading.sandbox import Student
 from minivllm.runs.snapshot import CAPS, ScheduledRow
 
 TITLE = "The clamp"
@@ -84,11 +85,11 @@ def _check_cap(cap: str, value: Any) -> None:
             f"RUNNING half (scheduler.py:385-398): take a step in which {id_} is running already."
         )
     limits = {key: limit for key, limit in row["limits"].items() if limit is not None}
-    tokens = row["num_new_tokens"]
+    tokens = row["num_scheduled_tokens"]
     if tokens < 1:
         raise fail(
             f"{id_} has {-tokens} computed tokens more than a sequence may have in step {number}. "
-            f"Let it be admitted with a piece that stays below max_model_len."
+            f"Let it be admitted with a chunk that stays below max_model_len."
         )
     if cap not in limits:
         raise fail(f"{cap} is switched off in this workload: it bounds nobody.")
@@ -141,33 +142,35 @@ def grants_of(result: Run) -> Cells:
         rows = rows_of(result, step) if step < len(result.steps) else {}
         for request in RACE.requests:
             row = rows.get(request.request_id)
-            cells[request.request_id, step] = row and [row["num_new_tokens"], row["cap"]]
+            cells[request.request_id, step] = row and [row["num_scheduled_tokens"], row["cap"]]
     return cells
 
 
 ADMISSION_FORGETS = variant(
     "admission_forgets_the_threshold",
     """
-    gap = request.num_tokens - request.num_computed_tokens - num_cached_tokens
     num_new_tokens = gap
     if 0 < threshold < num_new_tokens:
         num_new_tokens = threshold
+    if token_budget < num_new_tokens:
+        if not config.enable_chunked_prefill:
     """,
     """
-    gap = request.num_tokens - request.num_computed_tokens - num_cached_tokens
     num_new_tokens = gap
+    if token_budget < num_new_tokens:
+        if not config.enable_chunked_prefill:
     """,
 )
 RUNNING_FORGETS = variant(
     "running_forgets_the_threshold",
     """
-    gap = request.num_tokens - request.num_computed_tokens
+    gap = request.num_tokens_with_spec - request.num_computed_tokens
     num_new_tokens = gap
     if 0 < threshold < num_new_tokens:
         num_new_tokens = threshold
     """,
     """
-    gap = request.num_tokens - request.num_computed_tokens
+    gap = request.num_tokens_with_spec - request.num_computed_tokens
     num_new_tokens = gap
     """,
 )
@@ -270,22 +273,23 @@ def hidden_cases(count: int) -> list[dict[str, Any]]:
         for number in range(len(result.steps)):
             snapshot = result.scheduler.history[number]
             for row in snapshot["scheduled"]:
-                if row["kind"] != "running" or row["num_new_tokens"] < 1:
+                if row["kind"] != "running" or row["num_scheduled_tokens"] < 1:
                     continue
                 after = snapshot["requests"][row["request_id"]]
                 case = {
                     "num_tokens": after["num_tokens"],
-                    "num_computed_tokens": after["num_computed_tokens"] - row["num_new_tokens"],
+                    "num_computed_tokens": after["num_computed_tokens"]
+                    - row["num_scheduled_tokens"],
                     "token_budget": row["limits"][BUDGET],
                     "long_prefill_token_threshold": config.long_prefill_token_threshold,
                     "max_model_len": config.max_model_len,
                 }
-                cases[tuple(case.values())] = {"case": case, "tokens": row["num_new_tokens"]}
+                cases[tuple(case.values())] = {"case": case, "tokens": row["num_scheduled_tokens"]}
             for after in snapshot["requests"].values():
-                # Running, with budget left, and nothing granted: the clamp came to 0.
+                # Running, with budget left, and nothing granted: the clamp left nothing. Admission
+                # does not mind the last position, so a request may stand far beyond it.
                 if (
                     after["status"] == "RUNNING"
-                    and after["num_computed_tokens"] < config.max_model_len
                     and not after["num_scheduled_tokens"]
                     and snapshot["budget"]["left"] > 0
                 ):
@@ -300,9 +304,17 @@ def hidden_cases(count: int) -> list[dict[str, Any]]:
     return sorted(cases.values(), key=lambda item: sum(item["case"].values()))
 
 
-def check_clamp(student: Student) -> None:
-    """Part c: `clamp`, on the clamps of hidden runs."""
-    cases = hidden_cases(40)
+def check_clamp(student: Student, below_zero: bool = False) -> None:
+    """Part c: `clamp`, on the clamps of hidden runs.
+
+    Args:
+        below_zero: Leave out those in which the engine's own line comes to less than 0.
+    """
+    cases = [
+        item
+        for item in hidden_cases(40)
+        if not below_zero or item["case"]["num_computed_tokens"] < item["case"]["max_model_len"]
+    ]
     answers = student.call(
         "minivllm.grading.exercises.drivers.d04:clamps", cases=[item["case"] for item in cases]
     )
@@ -322,7 +334,11 @@ def _why_not(case: dict[str, int], got: int, tokens: int) -> str:
     if threshold == 0 and got == 0 and tokens:
         return "clamp gives no tokens at all here. What does a threshold of 0 mean?"
     if got < 0:
-        return f"clamp returns {got}: a request cannot get less than no token."
+        return (
+            f"clamp returns {got}: a request cannot get less than no token. Admission does not "
+            f"mind the last position: here {case['num_computed_tokens']} tokens are computed, and "
+            f"max_model_len is {case['max_model_len']}."
+        )
     if got > budget:
         return f"clamp returns {got}, more than what is left of the step's budget, {budget}."
     if 0 < threshold < got:
@@ -348,12 +364,12 @@ CHANGED: dict[str, tuple[type[Scheduler], str]] = {
         variant(
             "threshold_zero_is_a_cap",
             """
-            gap = request.num_tokens - request.num_computed_tokens
+            gap = request.num_tokens_with_spec - request.num_computed_tokens
             num_new_tokens = gap
             if 0 < threshold < num_new_tokens:
             """,
             """
-            gap = request.num_tokens - request.num_computed_tokens
+            gap = request.num_tokens_with_spec - request.num_computed_tokens
             num_new_tokens = gap
             if threshold < num_new_tokens:
             """,
@@ -405,6 +421,16 @@ def check_changed(value: object) -> None:
 PARTS = (
     Part("04a", "Each cap alone", 4, "binding", "value", check_binding, CHAPTER),
     Part("04b", "Predict tokens and caps", 3, "grants", "value", check_grants, CHAPTER),
-    Part("04c", "The clamp as a function", 3, "clamp", "code", check_clamp, CHAPTER),
+    Part(
+        "04c",
+        "The clamp as a function",
+        3,
+        "clamp",
+        "code",
+        check_clamp,
+        CHAPTER,
+        # Before the question said "0 where a cap leaves nothing".
+        earlier={"b93bfb53f7faad10": partial(check_clamp, below_zero=True)},
+    ),
     Part("04d", "One line changed", 4, "exposing", "value", check_changed, CHAPTER),
 )

@@ -26,7 +26,6 @@ from minivllm.grading.exercises.workloads import (
 from minivllm.grading.part import (
     Failed,
     Part,
-    Student,
     not_answered,
     shown,
     want_dict,
@@ -34,6 +33,7 @@ from minivllm.grading.part import (
     want_list,
     want_str,
 )
+from minivllm.grading.sandbox import Student
 from minivllm.runs.scenario import Scenario
 
 TITLE = "The preemption loop"
@@ -304,7 +304,7 @@ def check_itself(value: object) -> None:
 def _hidden_scenario(index: int) -> Scenario:
     """A seeded run in which blocks are short, of one of three kinds.
 
-    Decodes that ask for a block each; a long prompt in pieces at the front of RUNNING, which takes
+    Decodes that ask for a block each; a long prompt in chunks at the front of RUNNING, which takes
     several victims at a time; and one in the middle, with nobody but victims of a block each behind
     it, so that two or three of them must yield, or all of them and it itself.
     """

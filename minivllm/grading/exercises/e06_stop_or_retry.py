@@ -140,7 +140,7 @@ def check_admissions(value: object) -> None:
                 anywhere=True,
             ),
             Misread(
-                "The head asks for room for all its known tokens, not for a piece of them.",
+                "The head asks for room for all its known tokens, not for a chunk of them.",
                 {
                     **admissions_of("real", run(small)),
                     **admissions_of("passes_over", run(small, PassesOver)),

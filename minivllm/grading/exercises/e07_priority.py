@@ -23,10 +23,10 @@ from minivllm.grading.exercises.workloads import (
     run,
     run_to_the_end,
 )
-from minivllm.grading.part import Failed, Part, Student
+from minivllm.grading.part import Failed, Part
+from minivllm.grading.sandbox import Student
 from minivllm.runs.conformance import trace_config
 from minivllm.runs.scenario import Scenario
-from minivllm.stepper.session import record
 
 TITLE = "PRIORITY: who waits first, who yields first"
 CHAPTER = "07-priority-and-swap"
@@ -588,7 +588,7 @@ def _wanted_preemption(scenario: Scenario, shows: Any) -> None:
         r.request_id: (r.priority, r.arrival_step) for r in scenario.requests
     }
     reasons: list[str] = []
-    for step in record(scenario)["steps"]:
+    for step in run(scenario, record=True).scheduler.history.steps:
         for event in step["events"]:
             if event["type"] != "preempted":
                 continue

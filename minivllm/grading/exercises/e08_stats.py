@@ -13,13 +13,13 @@ from minivllm.grading.exercises.workloads import Misread, judge_cells, plain, ru
 from minivllm.grading.part import (
     Failed,
     Part,
-    Student,
     shown,
     want_dict,
     want_int,
     want_list,
     want_number,
 )
+from minivllm.grading.sandbox import Student
 from minivllm.runs.scenario import Scenario, ScenarioRequest
 
 TITLE = "Stats"

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from minivllm.core import RequestStatus, Scheduler
 from minivllm.grading.exercises.drivers import loop, toy
-from minivllm.grading.part import Failed, Part, Student, want_dict, want_int, want_number
+from minivllm.grading.part import Failed, Part, want_dict, want_int, want_number
+from minivllm.grading.sandbox import Student
 from minivllm.sim import StepLoad, roofline
 
 TITLE = "Swap instead of recompute"

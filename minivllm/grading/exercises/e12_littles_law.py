@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from minivllm.core.releases import REFERENCE
 from minivllm.grading.part import Failed, Part, want_dict, want_int, want_number
-from minivllm.sim import SLO, ClosedLoop, Scenario, SimResult
+from minivllm.sim import SLO, ClosedLoop, SimResult, SimulationConfig
 from minivllm.sim.results import percentile
 
 TITLE = "Little's law and the cap"
@@ -16,8 +17,9 @@ USERS, SECONDS = 96, 120.0
 MODEL, GPU, MIX = "llama-3-8b", "a10", "sharegpt"
 GOAL = SLO(ttft=10.0, tpot=0.043)
 CAPS = (24, 48, 72)
-HIDDEN_SEEDS = (121, 122)
-CANDIDATES = (61,)
+SEEDS = (121, 122, 1)
+"""Of the runs that part b judges: two that nobody has seen, and the one that the notebook shows."""
+CANDIDATES = (59,)
 """Caps that may be best; tests hold their neighbours against them."""
 WITHIN = 0.9
 """Of the best candidate's goodput: what a cap must reach."""
@@ -26,11 +28,11 @@ WITHIN = 0.9
 @cache
 def run(max_num_seqs: int, seed: int = 0) -> SimResult:
     """Two minutes of 96 users who each wait for their answer and ask again at once."""
-    return Scenario(
+    return SimulationConfig(
         ClosedLoop(MIX, USERS, duration=SECONDS),
         model=MODEL,
         gpu=GPU,
-        knobs={"max_num_seqs": max_num_seqs},
+        knobs={"vllm_version": REFERENCE, "max_num_seqs": max_num_seqs},
         seed=seed,
     ).run()
 
@@ -127,12 +129,11 @@ def check_cap(value: object) -> None:
     cap = want_int(given["max_num_seqs"], "design['max_num_seqs']", low=1, high=1024)
     said = {name: want_number(given[name], f"design[{name!r}]", low=0) for name in NUMBERS}
     means = {
-        name: sum(full_house(cap, seed)[name] for seed in HIDDEN_SEEDS) / len(HIDDEN_SEEDS)
-        for name in NUMBERS
+        name: sum(full_house(cap, seed)[name] for seed in SEEDS) / len(SEEDS) for name in NUMBERS
     }
-    best = max(CANDIDATES, key=lambda c: sum(goodput(c, seed) for seed in HIDDEN_SEEDS))
-    most = sum(goodput(best, seed) for seed in HIDDEN_SEEDS)
-    mine = sum(goodput(cap, seed) for seed in HIDDEN_SEEDS)
+    best = max(CANDIDATES, key=lambda c: sum(goodput(c, seed) for seed in SEEDS))
+    most = sum(goodput(best, seed) for seed in SEEDS)
+    mine = sum(goodput(cap, seed) for seed in SEEDS)
     if mine < WITHIN * most:
         slow_start, slow_flow = _misses(cap)
         raise Failed(
@@ -146,7 +147,7 @@ def check_cap(value: object) -> None:
             )
         )
     for name in NUMBERS:
-        values = [full_house(cap, seed)[name] for seed in HIDDEN_SEEDS]
+        values = [full_house(cap, seed)[name] for seed in SEEDS]
         # What two runs differ by, and a tenth: a median is not the mean that the law speaks of.
         allowed = max(values) - min(values) + 0.1 * means[name]
         if abs(said[name] - means[name]) > allowed:
@@ -158,7 +159,7 @@ def check_cap(value: object) -> None:
 
 def _misses(cap: int) -> tuple[float, float]:
     """Shares of requests that miss the TTFT, and the TPOT."""
-    records = [record for seed in HIDDEN_SEEDS for record in run(cap, seed).records]
+    records = [record for seed in SEEDS for record in run(cap, seed).records]
     start, flow = SLO(ttft=GOAL.ttft), SLO(tpot=GOAL.tpot)
     return (
         sum(not start.met(record) for record in records) / len(records),

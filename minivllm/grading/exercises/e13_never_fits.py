@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from minivllm.core import RequestStatus, Scheduler, check_enough_kv_cache_memory
+from minivllm.core.kv_cache_manager import cdiv
 from minivllm.grading.exercises.drivers import loop
 from minivllm.grading.part import (
     Failed,
     Part,
-    Student,
+    shown,
     want_dict,
     want_int,
     want_list,
     want_str,
 )
+from minivllm.grading.sandbox import Student
 
 TITLE = "Requests that can never fit"
 CHAPTER = "11-admission-and-never-fits"
@@ -272,6 +275,8 @@ def check_admission(student: Student) -> None:
         expected = refused_by_reference(workload)
         for id_, told in result["refused"].items():
             check_refusal(id_, told, expected[id_], shows)
+            if expected[id_]:
+                check_reason(workload, id_, told["error"])
         for id_, refuse in expected.items():
             if refuse != (id_ in result["refused"]):
                 raise Failed(
@@ -325,6 +330,34 @@ def check_refusal(id_: str, told: Mapping[str, Any], refuse: bool, shows: Any) -
         )
     if told["num_output_tokens"]:
         raise Failed(f"{id_} is refused and has output tokens.", workload=shows)
+
+
+def check_reason(workload: Mapping[str, Any], id_: str, reason: str) -> None:
+    """Raise unless a refusal's reason names what the request needs and what there is."""
+    config = workload["config"]
+    row = next(row for row in workload["requests"] if row["id"] == id_)
+    prompt, most, length = len(row["prompt_token_ids"]), _most(row, config), config["max_model_len"]
+    asked = row["max_tokens"] or length - prompt
+    needs = {prompt, asked, prompt + asked, most, most - prompt, most - 1, prompt + asked - 1}
+    there: set[int] = set()
+    if prompt >= length:
+        there |= {length, length - 1}
+        needs |= {prompt + 1}
+    if most - 1 > _slots(config):
+        there |= {config["num_gpu_blocks"], _slots(config), _slots(config) + 1}
+        needs |= {cdiv(tokens, config["block_size"]) for tokens in needs}
+    named = [int(number) for number in re.findall(r"(?<![\w.])\d{1,9}(?![\w])", reason)]
+    if any(
+        number in there and needs.intersection(named[:index] + named[index + 1 :])
+        for index, number in enumerate(named)
+    ):
+        return
+    raise Failed(
+        f"{id_} is refused rightly, for this reason: {shown(reason)}. Its sender cannot tell from "
+        f"that what to change. Name two numbers: what the request needs, and what there is of it"
+        f"{' (max_model_len)' if prompt >= length else ' (in blocks or in tokens)'}.",
+        workload=short(workload),
+    )
 
 
 def _told_row(workload: Mapping[str, Any], id_: str) -> str:
@@ -425,8 +458,7 @@ def truth() -> dict[str, Any]:
         scheduler.add_request(request)
         while scheduler.has_unfinished_requests():
             _, output = loop.plan(scheduler)
-            done = request.num_computed_tokens == request.num_tokens
-            scheduler.update_from_output(output, {"r0": 1} if done else {})
+            scheduler.update_from_output(output, {"r0": 1} if request.is_caught_up else {})
         outputs[name] = request.num_output_tokens
     return {
         "smallest_blocks": next(n for n in range(1, 5000) if starts(n, MODEL_LEN)),

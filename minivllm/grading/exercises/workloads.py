@@ -25,11 +25,12 @@ import minivllm.core.scheduler as core
 from minivllm.core import Request, Scheduler, SchedulerOutput
 from minivllm.grading.part import Failed, shown, want_dict
 from minivllm.runs import observe
+from minivllm.runs.guesses import Guesses, propose, sampled_tokens
 from minivllm.runs.scenario import (
     Scenario,
     ScenarioError,
     ScenarioRequest,
-    sampled_token_id,
+    token_at,
 )
 
 MAX_REQUESTS = 100
@@ -198,6 +199,8 @@ def run(
     arrivals = sorted(scenario.requests, key=lambda request: request.arrival_step)
     result = Run(scenario, scheduler, [], {}, "endless")
     num_arrived = 0
+    says = token_at(scenario.seed)
+    guesses = Guesses(says, scenario.acceptance_rate, scenario.seed)
     while scheduler.step < max_steps:
         now = scheduler.step
         try:
@@ -212,12 +215,9 @@ def run(
                 at_step(scheduler, output)
             step = _step_of(scheduler, output)
             result.steps.append(step)
-            sampled = {
-                id_: sampled_token_id(scenario.seed, scheduler.requests[id_])
-                for id_ in output.num_scheduled_tokens
-                if step.requests[id_]["num_computed_tokens"] == step.requests[id_]["num_tokens"]
-            }
+            sampled = sampled_tokens(scheduler, output, says)
             scheduler.update_from_output(output, sampled)
+            propose(scheduler, sampled, guesses)
         except Failed:
             raise
         except Exception as error:  # a variant may break in any way; the scheduler itself must not

@@ -60,7 +60,7 @@ def steps_of(scenario: Scenario) -> Any:
         sampled = {}
         for id_ in output.num_scheduled_tokens:
             request = scheduler.requests[id_]
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 sampled[id_] = sampled_token_id(scenario.seed, request)
         scheduler.update_from_output(output, sampled)
 

@@ -46,7 +46,7 @@ class ToyModel:
             self.write(table, request.all_token_ids, end - num_tokens, end)
         for request_id in output.num_scheduled_tokens:
             request = scheduler.requests[request_id]
-            if request.num_computed_tokens == request.num_tokens:
+            if request.is_caught_up:
                 table = scheduler.kv_cache_manager.get_block_ids(request_id)
                 read = [self.read(table, p) for p in range(request.num_tokens)]
                 sampled[request_id] = mix(*read) % self.vocabulary

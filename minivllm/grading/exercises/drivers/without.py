@@ -67,8 +67,9 @@ def without_swap() -> None:
         block_size: int,
         enable_caching: bool,
         num_cpu_blocks: int = 0,
+        *lookahead: int,
     ) -> None:
-        real_init(self, num_gpu_blocks, block_size, enable_caching, 0)
+        real_init(self, num_gpu_blocks, block_size, enable_caching, 0, *lookahead)
 
     def preempt_request(self: Scheduler, request: Request, output: SchedulerOutput) -> None:
         assert request.status is RequestStatus.RUNNING
@@ -89,7 +90,7 @@ def without_swap() -> None:
         )
 
     init.without_swap = True  # type: ignore[attr-defined]
-    KVCacheManager.__init__ = init  # type: ignore[method-assign]
+    KVCacheManager.__init__ = init  # type: ignore[method-assign, assignment]
     _remove(KVCacheManager, "swap_out", "swap_in")
     Scheduler._preempt_request = preempt_request  # type: ignore[method-assign]
     Scheduler._swap_in = swap_in  # type: ignore[method-assign]
