@@ -4,18 +4,54 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from minivllm.stepper import SCENARIOS, Scenario
 from minivllm.stepper.embed import entry_of, stepper_html
 from minivllm.stepper.modules import STATIC, source
+from tools.npm_package import NpmPackage, get_package
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
+
+
+AXE = NpmPackage(
+    "axe-core",
+    "4.14.1",
+    "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
+    ("axe.min.js",),
+)
+
+
+def axe_code() -> str:
+    """axe-core's code; skips the test, or fails it where a browser is required."""
+    try:
+        return (get_package(AXE) / AXE.files[0]).read_text("utf-8")
+    except RuntimeError as error:
+        if os.environ.get("MINIVLLM_REQUIRE_BROWSER") == "1":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def check_axe(page: Page, *selectors: str) -> None:
+    """No violation there that axe-core calls serious or critical."""
+    found = page.evaluate(
+        "(include) => axe.run({ include }, { resultTypes: ['violations'] })",
+        [[selector] for selector in selectors],
+    )
+    bad = [
+        (v["id"], v["help"], [node["html"][:200] for node in v["nodes"][:4]])
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert bad == []
 
 
 def page_html(*steppers: Sequence[Scenario], step: int | None = None) -> str:
@@ -75,9 +111,27 @@ def serving(folder: Path) -> Iterator[str]:
     server.server_close()
 
 
+BUSY = """() => window.minivllmCells.cells.some(
+  (cell) => ["queued", "running"].includes(cell.root.dataset.state),
+)"""
+IDLE = """() => {
+  const page = window.minivllmCells;
+  const states = page.cells.map((cell) => cell.root.dataset.state);
+  return !states.includes("running") && !states.includes("queued") && !page.buttons.all.hidden;
+}"""
+
+
+def press_run_all(page: Page) -> None:
+    """Run all cells of a page, from its button to the end of the last one."""
+    page.locator(".mv-code-page [data-act=all]").click(timeout=90_000)
+    page.wait_for_function(BUSY)  # the press is heard: until then nothing has begun
+    page.wait_for_function(IDLE, timeout=300_000)
+
+
 @contextmanager
-def guarded(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page that reaches localhost only; at its end, an error on it is a failure here."""
+def guarded(browser: Browser, allowed: str = "\0", **options: Any) -> Iterator[Page]:
+    """A page that reaches localhost only; at its end, an error on it is a failure here, but for
+    what the console says with the words `allowed`."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     problems: list[str] = []
 
@@ -91,7 +145,12 @@ def guarded(browser: Browser, **options: Any) -> Iterator[Page]:
     context.route("**/*", guard)
     page = context.new_page()
     page.set_default_timeout(15_000)
-    page.on("console", lambda m: m.type == "error" and problems.append(f"console: {m.text}"))
+
+    def note(kind: str, text: str) -> None:
+        if kind == "error" and allowed not in text:
+            problems.append(f"console: {text}")
+
+    page.on("console", lambda message: note(message.type, message.text))
     page.on("pageerror", lambda error: problems.append(f"uncaught: {error}"))
     page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status}: {r.url}"))
     yield page
@@ -131,6 +190,13 @@ def read(page: Page, selector: str = ".mv-stepper") -> dict[str, Any]:
     return page.locator(selector).first.evaluate(READ)
 
 
+def two_numbers(row: dict[str, Any]) -> str:
+    """What stands beside a request's bar; proposed tokens come behind the known ones."""
+    drafts = max(0, row["num_computed_tokens"] - row["num_tokens"])
+    more = f" + {drafts}" if drafts else ""
+    return f"{row['num_computed_tokens'] - drafts} / {row['num_tokens']}{more}"
+
+
 def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Sequence[str]) -> None:
     """What is shown is what the snapshot holds (of a pool that is small enough for cells)."""
     assert dom["step"] == snapshot["step"]
@@ -139,9 +205,7 @@ def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Seque
     assert dom["numbers"] == {
         id_: [row["num_computed_tokens"], row["num_tokens"]] for id_, row in requests.items()
     }
-    assert dom["texts"] == {
-        id_: f"{row['num_computed_tokens']} / {row['num_tokens']}" for id_, row in requests.items()
-    }
+    assert dom["texts"] == {id_: two_numbers(row) for id_, row in requests.items()}
     assert set(dom["samples"]) == set(snapshot["sampled"])  # hollow: the gap that opens next
     preempted = {e["request_id"] for e in snapshot["events"] if e["type"] == "preempted"}
     assert set(dom["victims"]) == preempted
@@ -154,7 +218,8 @@ def agrees(dom: Mapping[str, Any], snapshot: Mapping[str, Any], sentences: Seque
     assert dom["owners"] == blocks["owners"]
     assert dom["queue"] == blocks["free_queue"][:14]
     assert dom["grants"] == [
-        [row["request_id"], row["cap"], row["num_new_tokens"]] for row in snapshot["scheduled"]
+        [row["request_id"], row["cap"], row["num_scheduled_tokens"]]
+        for row in snapshot["scheduled"]
     ]
     budget = snapshot["budget"]
     assert dom["budget"] == f"{budget['spent']} of {budget['max_num_batched_tokens']} tokens"

@@ -67,7 +67,7 @@ def test_every_scenario_gives_a_trace_that_tells_what_happened(name: str) -> Non
     tokens = [e for e in events if e["ph"] == "X" and e.get("cat") == "tokens"]
     found = {(e["args"]["step"], e["tid"]): e["args"]["tokens"] for e in tokens}
     assert found == {
-        (s["step"], tid[row["request_id"]]): row["num_new_tokens"]
+        (s["step"], tid[row["request_id"]]): row["num_scheduled_tokens"]
         for s in steps
         for row in s["scheduled"]
     }

@@ -13,11 +13,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Response, ViewportSize
 
 yaml = pytest.importorskip("yaml")
 pytest.importorskip("jupyter_book")
 pytest.importorskip("plotly")
+
+from tools.repository import repository  # noqa: E402
 
 # All in one worker: one build, one browser.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("site")]
@@ -78,8 +80,34 @@ def set_theme(page: Page, theme: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_without_a_network(name: str, page: Page, site_url: str) -> None:
-    page.goto(f"{site_url}{name}.html", wait_until="networkidle")
+def test_a_page_as_a_reader_meets_it(name: str, page: Page, site_url: str) -> None:
+    """Loaded once: described, light enough, and inside its window in both widths and themes."""
+    responses: list[Response] = []
+    page.on("response", lambda response: responses.append(response))
+    set_theme(page, "light")
+    page.set_viewport_size(DESKTOP)
+    page.goto(f"{site_url}{name}.html", wait_until="load")
+    assert page.get_attribute("html", "data-theme") == "light"
+    check_description(page)
+    # What a reader can unfold counts too: answers to "predict, then run" hold figures.
+    page.evaluate("document.querySelectorAll('details').forEach(d => (d.open = true))")
+    check_window(page, DESKTOP, "light")
+    page.wait_for_load_state("networkidle")
+    check_weight(responses, site_url)
+    for size, theme in ((PHONE, "light"), (PHONE, "dark"), (DESKTOP, "dark")):
+        check_window(page, size, theme)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_opens_in_its_readers_theme(theme: str, page: Page, site_url: str) -> None:
+    set_theme(page, theme)
+    page.goto(f"{site_url}book/05-chunked-prefill-and-the-budget.html", wait_until="load")
+    assert page.get_attribute("html", "data-theme") == theme
+    check_figure(page, page.locator(".mv-figure").first, theme)
+
+
+def check_description(page: Page) -> None:
+    """The page says what it is, to a search engine and to who hears it; its images are there."""
     assert len(page.title()) > 10
     assert page.locator("article h1").count() == 1
     assert page.get_attribute("html", "lang") == "en"
@@ -92,23 +120,30 @@ def test_a_page_loads_without_a_network(name: str, page: Page, site_url: str) ->
             assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_its_window(name: str, theme: str, page: Page, site_url: str) -> None:
-    set_theme(page, theme)
-    page.set_viewport_size(DESKTOP)
-    page.goto(f"{site_url}{name}.html", wait_until="load")
-    assert page.get_attribute("html", "data-theme") == theme
-    # What a reader can unfold counts too: answers to "predict, then run" hold figures.
-    page.evaluate("document.querySelectorAll('details').forEach(d => (d.open = true))")
-    for size, narrow in ((DESKTOP, "false"), (PHONE, "true")):
-        page.set_viewport_size(size)
-        for figure in page.locator(".mv-figure").all():
-            figure.scroll_into_view_if_needed()
-            drawn = "([f, narrow]) => f.dataset.narrow === narrow"
-            page.wait_for_function(drawn, arg=[figure.element_handle(), narrow])
-            check_figure(page, figure, theme)
-        assert overflow(page) <= 0
+def check_weight(responses: list[Response], site_url: str) -> None:
+    """Uncompressed, as the plainest server sends it, with every figure drawn."""
+    sizes = {
+        response.url: int(response.headers.get("content-length", 0))
+        for response in responses
+        if response.url.startswith(site_url)
+    }
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:8]
+    assert sum(sizes.values()) <= MAX_PAGE_BYTES, largest
+    assert sum(sizes.values()) > 100_000  # the lengths are really told
+
+
+def check_window(page: Page, size: ViewportSize, theme: str) -> None:
+    """At this size and in this theme nothing is wider than the window, and each figure is drawn."""
+    page.set_viewport_size(size)
+    page.emulate_media(color_scheme=theme)
+    page.evaluate("theme => (document.documentElement.dataset.theme = theme)", theme)
+    narrow = "true" if size == PHONE else "false"
+    for figure in page.locator(".mv-figure").all():
+        figure.scroll_into_view_if_needed()
+        drawn = "([f, narrow, theme]) => f.dataset.narrow === narrow && f.dataset.drawn === theme"
+        page.wait_for_function(drawn, arg=[figure.element_handle(), narrow, theme])
+        check_figure(page, figure, theme)
+    assert overflow(page) <= 0
 
 
 def check_figure(page: Page, figure: Any, theme: str) -> None:
@@ -146,6 +181,8 @@ def test_every_internal_link_leads_somewhere(site: Path) -> None:
 
 EXTERNAL_HOSTS = {"arxiv.org", "doi.org", "github.com", "ui.perfetto.dev", "www.usenix.org"}
 """All that the book links to; no test asks them anything."""
+if known := repository():
+    EXTERNAL_HOSTS |= {known.host, "mybinder.org", "colab.research.google.com", "codespaces.new"}
 
 
 def test_external_links_are_well_formed_and_few_hosts_are_linked_to(site: Path) -> None:
@@ -221,7 +258,12 @@ def test_an_excerpt_leads_to_its_own_lines(site: Path) -> None:
             assert url.fragment == f"L-{first}"
             lines = dict(re.findall(r'<span id="L-(\d+)">(.*)', source))
             wanted = [plain(lines[str(number)], number) for number in range(first, last + 1)]
-            assert textwrap.dedent("\n".join(wanted)).strip() == plain(quote["code"]).strip()
+            code = plain(quote["code"]).strip()
+            whole = textwrap.dedent("\n".join(wanted)).strip().split("\n")
+            for at, line in enumerate(code.split("\n")):
+                if left_out := re.fullmatch(r"\s*# \((\d+) lines? left out\)", line):
+                    whole[at : at + int(left_out[1])] = [line]
+            assert whole == code.split("\n")
     assert shown >= 15
 
 

@@ -36,6 +36,17 @@ def test_an_excerpt_is_the_lines_asked_for_without_their_indentation() -> None:
     assert repr(excerpt(quoted, "first = 1", "= 1")) == "first = 1"
 
 
+def test_an_excerpt_says_what_it_leaves_out_and_keeps_its_line_numbers() -> None:
+    whole = excerpt(quoted, "first = 1", "return first")
+    short = excerpt(quoted, "first = 1", "return first", without=[("if first", "second = 2")])
+    assert repr(short) == "first = 1\n# (2 lines left out)\nreturn first + second"
+    assert short.caption == whole.caption
+    one = excerpt(quoted, "first = 1", "return first", without=[("first = 1", "= 1")])
+    assert repr(one).startswith("# (1 line left out)\nif first")
+    with pytest.raises(ValueError, match="'third' is in 0 lines"):
+        excerpt(quoted, "first = 1", "return first", without=[("third", "third")])
+
+
 def test_an_excerpt_of_a_file_needs_no_import() -> None:
     found = excerpt_of_file("models/attention/triton.py", "block = tl.load(table", "slot = ")
     assert repr(found).splitlines()[0].startswith("block = tl.load(table")
@@ -48,7 +59,7 @@ QUOTED = [
      "minivllm/core/scheduler.py", "Scheduler._preempt_request"),
     (lambda: excerpt(Request.num_tokens.fget, "return len(", "num_output_placeholders"),
      "minivllm/core/request.py", "Request.num_tokens"),
-    (lambda: excerpt(Request, "def num_tokens", "def num_tokens"),
+    (lambda: excerpt(Request, "def num_tokens(", "def num_tokens("),
      "minivllm/core/request.py", "Request"),
     (lambda: excerpt_of_file("models/attention/triton.py", "scores = tl.dot", "highest = new"),
      "minivllm/models/attention/triton.py", "paged_attention_kernel"),
@@ -59,7 +70,7 @@ QUOTED = [
     (lambda: excerpt_of_file("models/cpu_kernels.c", "int64_t slot = table[start / block_size]",
                              "int64_t slot"), "minivllm/models/cpu_kernels.c", "paged_attention"),
     (lambda: excerpt_of_file("models/cpu_kernels.c", '"GCC unroll 4") for (int64_t k',
-                             "sums[r][1] += of_row"), "minivllm/models/cpu_kernels.c", "tile"),
+                             "sums[r][v] += of_row"), "minivllm/models/cpu_kernels.c", "tile"),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ After the build, in the finished site:
   book/_static/minivllm.js unpacks; a figure that this part cannot draw is an error;
 - the theme's icons come from its font alone, cut down to those in use (the theme also brings all of
   them as 1.5 MB of JavaScript, which would watch every change of the page);
+- of the theme's stylesheet the rules stay whose classes occur in a page or a script;
 - the search index is left to the search page, the tabs' and cards' styles to pages that have some.
 
 Whatever a theme's other version keeps elsewhere is left as it is.
@@ -14,6 +15,7 @@ Whatever a theme's other version keeps elsewhere is left as it is.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -49,7 +51,11 @@ def make_lean(app: Sphinx, error: Exception | None) -> None:
     pages = sorted(site.rglob("*.html"))
     pages = [page for page in pages if "_static" not in page.parts]
     write_plotly(site / "_static", pages)
-    lean_icons(site / "_static", pages)
+    # Scripts put classes in too; one script of the theme has every icon, and no page loads it.
+    scripts = (p for p in (site / "_static").rglob("*.js") if p.name != "fontawesome.js")
+    texts = [path.read_text(encoding="utf-8") for path in (*pages, *scripts)]
+    lean_icons(site / "_static", texts)
+    lean_theme(site / "_static", texts)
     for page in pages:
         text = page.read_text(encoding="utf-8")
         lean = lean_page(text, is_search=page.name == "search.html")
@@ -120,21 +126,15 @@ def traces_in(text: str) -> Iterator[str]:
 # --- icons ---------------------------------------------------------------------------------------
 
 
-def lean_icons(static: Path, pages: list[Path]) -> None:
-    """Cut the theme's icon font, and its stylesheet, down to what the site uses."""
+def lean_icons(static: Path, texts: list[str]) -> None:
+    """Cut the theme's icon font, and its stylesheet, down to what the site's `texts` name."""
     import pydata_sphinx_theme
 
     theme = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
     style, font = "styles/pydata-sphinx-theme.css", "vendor/fontawesome/webfonts/fa-solid-900.ttf"
     if not all((folder / name).exists() for folder in (theme, static) for name in (style, font)):
         return
-    # Scripts put icons in too, but for the one that holds them all.
-    scripts = [path for path in static.rglob("*.js") if path.name != "fontawesome.js"]
-    used = {
-        name
-        for path in [*pages, *scripts]
-        for name in ICON_CLASS.findall(path.read_text(encoding="utf-8"))
-    }
+    used = {name for text in texts for name in ICON_CLASS.findall(text)}
     css = lean_style((theme / style).read_text(encoding="utf-8"), used)
     sheets = [css, *(path.read_text(encoding="utf-8") for path in static.rglob("*.css"))]
     sheets = [sheet for sheet in sheets if len(ICON_RULE.findall(sheet)) < 1_000]
@@ -156,6 +156,70 @@ def lean_style(css: str, used: set[str]) -> str:
         return rule[0] if used & set(ICON_CLASS.findall(rule[1])) else ""
 
     return ICON_RULE.sub(keep, css)
+
+
+# --- the theme's rules ---------------------------------------------------------------------------
+
+THEME_STYLE = "styles/pydata-sphinx-theme.css"
+WORD = re.compile(r"[A-Za-z][\w-]*")
+
+
+def lean_theme(static: Path, texts: list[str]) -> None:
+    """Drop the rules of the theme's stylesheet that can match nothing in the site's `texts`."""
+    sheet = static / THEME_STYLE
+    if not sheet.exists():
+        return
+    words = {word for text in texts for word in WORD.findall(text)}
+    sheet.write_text(lean_rules(sheet.read_text(encoding="utf-8"), words), encoding="utf-8")
+
+
+def lean_rules(css: str, words: set[str]) -> str:
+    """The stylesheet without the selectors that ask for a class which is none of the `words`.
+
+    A script may put a class together (`"bs-tooltip-" + place`): a class stays if a word that ends
+    with a hyphen begins it.
+    """
+    import tinycss2
+
+    beginnings = tuple(word for word in words if word.endswith("-") and len(word) > 3)
+
+    def can_match(selector: list[Any]) -> bool:
+        classes = [
+            after.value
+            for dot, after in itertools.pairwise(selector)
+            if dot.type == "literal" and dot.value == "." and after.type == "ident"
+        ]
+        return all(name in words or name.startswith(beginnings) for name in classes)
+
+    def lean(rules: list[Any]) -> str:
+        kept = []
+        for rule in rules:
+            if rule.type == "qualified-rule":
+                selectors = [part for part in at_commas(rule.prelude) if can_match(part)]
+                if selectors:
+                    prelude = ",".join(tinycss2.serialize(part).strip() for part in selectors)
+                    kept.append(f"{prelude}{{{tinycss2.serialize(rule.content)}}}")
+            elif rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports"):
+                inner = lean(tinycss2.parse_rule_list(rule.content, True, True))
+                if inner:
+                    prelude = tinycss2.serialize(rule.prelude)
+                    kept.append(f"@{rule.at_keyword}{prelude}{{{inner}}}")
+            else:
+                kept.append(rule.serialize())
+        return "".join(kept)
+
+    return lean(tinycss2.parse_stylesheet(css, skip_comments=True, skip_whitespace=True))
+
+
+def at_commas(tokens: list[Any]) -> list[list[Any]]:
+    """The selectors of a rule."""
+    parts: list[list[Any]] = [[]]
+    for token in tokens:
+        if token.type == "literal" and token.value == ",":
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
 
 
 def code_points(css: str) -> set[int]:

@@ -15,12 +15,10 @@ which tools/get_pyodide.py fetches once; without it the book builds all the same
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
 import sys
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,12 +38,26 @@ from stepper_figure import figure  # noqa: E402
 
 from minivllm.stepper import SCENARIOS, Scenario, ScenarioError  # noqa: E402
 from minivllm.stepper.embed import entry_of, stepper_html  # noqa: E402
-from minivllm.stepper.modules import STATIC, joined  # noqa: E402
+from minivllm.stepper.modules import STATIC, joined, source  # noqa: E402
+from tools.archives import (  # noqa: E402
+    ENGINE_PACKAGES,
+    LIVE,
+    PLOTLY_PACKAGES,
+    WIDGET_PACKAGES,
+    archive_of,
+    engine_files,
+    page_files,
+    plotly_files,
+    widget_files,
+)
+from tools.get_codemirror import get_codemirror  # noqa: E402
 from tools.get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
+from tools.live_model import why_no_model, write_live_model  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("core", "runs", "stepper")
+"""What recorded the runs that a page holds."""
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 NOT_IN_BROWSER = ("embed.py", "live.py", "modules.py", "widget.py")
 
@@ -114,20 +126,9 @@ def visit_other(self: Any, node: stepper_node) -> None:
 
 
 def code_files() -> list[Path]:
-    """The Python that runs in the page, and that recorded what the page holds."""
+    """The Python that recorded what the page holds."""
     files = [path for name in PACKAGES for path in (ROOT / "minivllm" / name).glob("*.py")]
     return sorted(path for path in files if path.name not in NOT_IN_BROWSER)
-
-
-def package_archive() -> bytes:
-    """minivllm's scheduler and its stepper as a zip; the same code gives the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in [ROOT / "minivllm" / "__init__.py", *code_files()]:
-            name = zipfile.ZipInfo(path.relative_to(ROOT).as_posix())
-            name.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(name, path.read_bytes())
-    return buffer.getvalue()
 
 
 @lru_cache(maxsize=1)
@@ -140,37 +141,88 @@ def pyodide() -> Path | None:
         return None
 
 
-def classic_script(live: dict[str, Any]) -> str:
-    """page.js and the view as one script: a module would not load from disk (file://)."""
-    script = joined("page.js")
+def classic_script(entry: str, live: dict[str, Any]) -> str:
+    """A page's script and what it imports as one: a module would not load from disk (file://)."""
+    script = joined(entry, read_script)
     # Lighter by a fifth: notes and indentation are for those who read the sources. No template of
     # theirs spans lines, which a test holds, so no text loses anything.
     script = re.sub(r"^\s*/\*.*?\*/\n", "", script, flags=re.MULTILINE | re.DOTALL)
     script = re.sub(r"^\s+|^\s*//.*\n", "", script, flags=re.MULTILINE)
-    return f'(() => {{\n"use strict";\nconst LIVE = {json.dumps(live)};\n{script}}})();\n'
+    return (
+        f'(() => {{\n"use strict";\nconst LIVE = {json.dumps(live)};\n'
+        f"const SCRIPT = document.currentScript.src;\n{script}}})();\n"
+    )
+
+
+def read_script(name: str) -> str:
+    """A module of the page: the live cells' are in book/live, the others the stepper's."""
+    own = LIVE / name
+    return own.read_text(encoding="utf-8") if own.exists() else source(name)
 
 
 def write_assets(static: Path) -> None:
-    """Fill `_static/stepper` and `_static/pyodide`."""
+    """Fill `_static/stepper`, `_static/pyodide` and `_static/codemirror`."""
     target = static / "stepper"
     target.mkdir(parents=True, exist_ok=True)
-    archive = package_archive()
-    for name in ("view.css", "worker.js"):
-        shutil.copyfile(STATIC / name, target / name)
-    live: dict[str, Any] = {"reason": "recorded run (this site was built without Pyodide)"}
-    source = pyodide()
-    if source is not None:
-        copy_changed(source, static / "pyodide")
+    for path in (STATIC / "view.css", STATIC / "worker.js", LIVE / "cells.css"):
+        shutil.copyfile(path, target / path.name)
+    live: dict[str, Any] = {"reason": "this site was built without Pyodide"}
+    folder = pyodide()
+    if folder is not None:
+        copy_changed(folder, static / "pyodide")
+        archive = archive_of(page_files())
+        plotly, widget = archive_of(plotly_files()), archive_of(widget_files())
+        engine = archive_of(engine_files())
+        (target / "engine.zip").write_bytes(engine)
         (target / "minivllm.zip").write_bytes(archive)
-        sizes = {name: (source / name).stat().st_size for name in FILES}
+        (target / "plotly.zip").write_bytes(plotly)
+        (target / "traitlets.zip").write_bytes(widget)
+        sizes = {name: (folder / name).stat().st_size for name in FILES}
         live = {
             "worker": f"worker.js?v={digest((STATIC / 'worker.js').read_bytes())}",
             "packages": f"minivllm.zip?v={digest(archive)}",
+            "archives": {
+                f"plotly.zip?v={digest(plotly)}": PLOTLY_PACKAGES,
+                f"traitlets.zip?v={digest(widget)}": WIDGET_PACKAGES,
+                f"engine.zip?v={digest(engine)}": ENGINE_PACKAGES,
+            },
+            "models": write_models(static / "models"),
             "pyodide": "../pyodide/",
             "modules": sum(sizes[name] for name in MODULES),
             "size": sum(sizes.values()) + len(archive),
+            "editor": write_editor(static / "codemirror"),
         }
-    (target / "stepper.js").write_text(classic_script(live), encoding="utf-8")
+    for entry in ("page.js", "cells.js", "progress.js"):
+        name = "stepper.js" if entry == "page.js" else entry
+        (target / name).write_text(classic_script(entry, live), encoding="utf-8")
+
+
+def write_models(folder: Path) -> dict[str, Any]:
+    """Write the models that a page can load; where they lie, or the `reason` why there are none."""
+    if why := why_no_model():
+        logger.info("live cells: no model in the page: %s", why)
+    else:
+        try:
+            return {"folder": "../models/", **write_live_model(folder)}
+        except RuntimeError as error:  # all that it takes is there: that should not be
+            why = str(error)
+            logger.warning("live cells: no model in the page: %s", why)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"reason": why}
+
+
+def write_editor(folder: Path) -> str | None:
+    """Write CodeMirror's modules; where the editor begins, or None if it cannot be had."""
+    try:
+        modules = get_codemirror()
+    except RuntimeError as error:
+        logger.info("live cells: plain text fields, no editor: %s", error)
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    modules["editor.mjs"] = (LIVE / "editor.mjs").read_text(encoding="utf-8")
+    for name, text in modules.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return f"../codemirror/editor.mjs?v={digest(''.join(modules.values()).encode())}"
 
 
 def copy_changed(source: Path, target: Path) -> None:

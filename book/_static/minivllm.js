@@ -89,8 +89,6 @@
   };
 
   const start = () => {
-    const figures = [...document.querySelectorAll(".mv-figure")];
-    if (!figures.length) return;
     const drawn = new Set();
     const redraw = (element) => draw(element).catch((error) => fail(element, error));
 
@@ -105,11 +103,12 @@
       },
       { rootMargin: "600px" },
     );
-    figures.forEach((element) => near.observe(element));
-
     new MutationObserver(() => {
       const now = isDark() ? "dark" : "light";
-      for (const element of drawn) if (element.dataset.drawn !== now) redraw(element);
+      for (const element of drawn) {
+        if (!element.isConnected) drawn.delete(element); // a live cell has replaced it
+        else if (element.dataset.drawn !== now) redraw(element);
+      }
     }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
 
     /* Plotly follows the width by itself; only crossing the narrow limit needs a new layout. */
@@ -122,7 +121,14 @@
         }
       }
     });
-    figures.forEach((element) => sizes.observe(element));
+    const watch = (figures) => {
+      for (const element of figures) {
+        near.observe(element);
+        sizes.observe(element);
+      }
+    };
+    watch(document.querySelectorAll(".mv-figure"));
+    window.minivllmFigures = { draw: watch }; // for figures that a live cell shows
   };
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);

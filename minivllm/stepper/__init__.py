@@ -46,7 +46,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'minivllm.stepper' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    from minivllm.extras import extra
+
+    with extra("notebook", name):
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -15,13 +15,16 @@ from minivllm.stepper.session import record
 
 def entry_of(scenario: Scenario) -> dict[str, Any]:
     """A scenario with its run, as page.js takes it."""
-    recording = record(scenario)
-    return {
-        "name": scenario.name,
-        "title": scenario.title,
-        "scenario": recording.pop("scenario"),
-        "recording": recording,
-    }
+    return entry_with(record(scenario))
+
+
+def entry_with(recording: dict[str, Any]) -> dict[str, Any]:
+    """The same of a run that is recorded already, its scenario in it."""
+    for step in recording["steps"]:
+        step["inputs"] = []  # no view reads them; prompt ids are a sixth of a recording
+    scenario = recording.pop("scenario")
+    about = {name: scenario[name] for name in ("name", "title")}
+    return {**about, "scenario": scenario, "recording": recording}
 
 
 def packed(entries: Sequence[Mapping[str, Any]]) -> str:

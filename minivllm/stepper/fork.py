@@ -4,7 +4,8 @@ Three kinds:
 
 - What limits a step (tokens, seqs, threshold, chunking, reservation, admission control), who goes
   first and what a preemption does change in place: the next step obeys the new number. Under
-  another `policy`, WAITING is ordered anew; who is running keeps running.
+  another `policy`, WAITING is ordered anew; who is running keeps running. Under another
+  `vllm_version`, the next decision is that release's.
 - Memory can grow: new blocks join the front of the free queue, so that no cached block is
   evicted while an empty one is left. Prefix caching can be switched off (every hash is
   forgotten) and on (blocks are hashed from the next step on).
@@ -79,6 +80,7 @@ def change_config(scheduler: Scheduler, **knobs: Any) -> SchedulerConfig:
         _grow_cpu_pool(scheduler, new.num_cpu_blocks)
     if new.enable_prefix_caching != old.enable_prefix_caching:
         _switch_caching(scheduler, new.enable_prefix_caching)
+    scheduler.follow_release()
     return new
 
 

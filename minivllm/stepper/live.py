@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from minivllm.core import RequestStatus, SamplingParams, Scheduler
-from minivllm.runs import History
+from minivllm.core.output import TokenIds
+from minivllm.runs import History, Snapshot
 from minivllm.runs.explain import explain, names
+from minivllm.runs.guesses import Guesses, propose, sampled_tokens
 from minivllm.runs.scenario import (
     LIMITS,
     Checker,
     ScenarioError,
     ScenarioRequest,
-    sampled_token_id,
     shown,
+    token_at,
 )
 from minivllm.stepper.session import MAX_STEPS_A_MESSAGE, MESSAGES, fail
 
@@ -68,6 +70,7 @@ class LiveSession:
         self.sentences: list[list[str]] = []
         self.texts: list[dict[str, str]] = []
         """Of each step: what it added to each request's text."""
+        self._guesses = Guesses(token_at(0))
         self._decode: Callable[..., str] | None = engine.get_tokenizer().decode if engine else None
         self._token_ids: dict[str, list[int]] = {}
         self._text_so_far: dict[str, str] = {}
@@ -107,12 +110,12 @@ class LiveSession:
             text = self._decode(request["prompt_token_ids"], skip_special_tokens=True)
             self._prompts.append((id_, text))
 
-    def _new_text(self, sampled: Mapping[str, int]) -> dict[str, str]:
+    def _new_text(self, sampled: Mapping[str, TokenIds]) -> dict[str, str]:
         if self._decode is None:
             return {}
         added = {}
-        for id_, token_id in sampled.items():
-            self._token_ids[id_].append(token_id)
+        for id_, token_ids in sampled.items():
+            self._token_ids[id_] += (token_ids,) if isinstance(token_ids, int) else token_ids
             text = self._decode(self._token_ids[id_], skip_special_tokens=True)
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character waits for the rest
             known = self._text_so_far[id_]
@@ -127,7 +130,7 @@ class LiveSession:
             "branch": "main",
             "config": self.scheduler.config.to_dict(),
             "first_step": first_step,
-            "steps": self.history.steps[first_step:],
+            "steps": [self._counted(step) for step in self.history.steps[first_step:]],
             "sentences": self.sentences[first_step:],
             "done": self.done,
             "stuck": self.stuck,
@@ -146,11 +149,22 @@ class LiveSession:
                 "version": 1,
                 "name": "live",
                 "title": self.title,
-                "question": "",
+                "question": f"Step 0 is step {self._first:,} of the run." if self._first else "",
                 "config": self.scheduler.config.to_dict(),
                 "requests": [],
             }
         return answer
+
+    @property
+    def _first(self) -> int:
+        """The number of the first step that is told: a window into a long run begins late."""
+        return self.history.steps[0]["step"] if self.history.steps else 0
+
+    def _counted(self, snapshot: Snapshot) -> Snapshot:
+        """A step as a view counts it: from 0, as it does its own."""
+        if not self._first:
+            return snapshot
+        return {**snapshot, "step": snapshot["step"] - self._first}
 
     def handle(self, message: object) -> dict[str, Any]:
         """Answer one message; never raises for what the message says."""
@@ -194,12 +208,9 @@ class LiveSession:
             self.engine.step()
             return
         output = self.scheduler.schedule()
-        sampled = {}
-        for id_ in output.num_scheduled_tokens:
-            request = self.scheduler.requests[id_]
-            if request.is_caught_up:
-                sampled[id_] = sampled_token_id(0, request)
+        sampled = sampled_tokens(self.scheduler, output, self._guesses.token_at)
         self.scheduler.update_from_output(output, sampled)
+        propose(self.scheduler, sampled, self._guesses)
 
     def _on_add_request(self, message: Mapping[str, Any]) -> dict[str, Any]:
         data = message.get("request")

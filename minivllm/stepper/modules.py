@@ -14,6 +14,7 @@ from pathlib import Path
 from posixpath import dirname, join, normpath
 
 from minivllm.core.config import SchedulerConfig
+from minivllm.core.releases import CHANGES, RELEASES
 from minivllm.runs import scenario
 from minivllm.stepper.live import MAX_PROMPT_CHARACTERS
 
@@ -38,6 +39,10 @@ def limits() -> str:
     constants = {
         "LIMITS": scenario.LIMITS,
         "CHOICES": scenario.CHOICES,
+        "OPTIONAL_KNOBS": scenario.OPTIONAL_KNOBS,
+        "SHARE_KNOBS": scenario.SHARE_KNOBS,
+        "RELEASES": RELEASES,
+        "SINCE": {change.name: change.since for change in CHANGES if not change.is_switch},
         "KNOBS": scenario.KNOBS,
         "DEFAULTS": {name: value for name, value in knobs.items() if value is not MISSING},
         "SCENARIO_VERSION": scenario.SCENARIO_VERSION,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from minivllm.core import RequestStatus, Scheduler
-from minivllm.core.output import SchedulerOutput
 from minivllm.runs import History, Snapshot, observe
 from minivllm.runs.explain import explain, names
+from minivllm.runs.guesses import Guesses, propose, sampled_tokens
 from minivllm.runs.scenario import (
     LIMITS,
     Checker,
@@ -25,8 +25,8 @@ from minivllm.runs.scenario import (
     check_all_prompt_tokens,
     check_pattern,
     parse_json,
-    sampled_token_id,
     shown,
+    token_at,
     with_arrival_pattern,
 )
 from minivllm.stepper.fork import change_config
@@ -63,8 +63,14 @@ class Branch:
         self.fork_point: dict[str, Any] | None = None
         """Of a fork: `{"step": ..., "knobs": {...}}`, where it left main and what changed."""
         self.scheduler = observe(Scheduler(scenario.scheduler_config()))
+        self._guesses = Guesses(token_at(scenario.seed), scenario.acceptance_rate, scenario.seed)
         self.sentences: list[list[str]] = []
         self.stuck = False
+        """Whether nothing will ever change again, or all of it for ever."""
+        self._states: dict[tuple[Any, ...], int] = {}
+        """How things stood after each step that preempted."""
+        self._repeats: int | None = None
+        """The step after which things stood as they stand now: the run goes round for ever."""
         # Stable: requests of the same step arrive in the order in which they are listed.
         self._arrivals = sorted(scenario.requests, key=lambda request: request.arrival_step)
         self._num_arrived = 0
@@ -100,6 +106,18 @@ class Branch:
 
     def notice(self) -> str | None:
         """Why the run does not go on though it is not done; None if it does."""
+        if self._repeats is not None:
+            return (
+                f"This run does not end: after step {len(self.steps) - 1} all stands as after "
+                f"step {self._repeats}, and the steps between come again and again. Turn a knob, "
+                f"or abort somebody."
+            )
+        if self.stuck and not self.steps[-1]["waiting"]:
+            first = self.steps[-1]["running"][0]
+            return (
+                f"Stuck: {first} runs and is given no tokens: max_model_len lets it grow no more, "
+                f"and it lacks some of its min_tokens. Raise max_model_len, or abort it."
+            )
         if self.stuck:
             head = self.steps[-1]["waiting"][0]
             return (
@@ -129,7 +147,9 @@ class Branch:
             if item.step == now:
                 self._intervene(item)
         output = scheduler.schedule()
-        scheduler.update_from_output(output, self._sample(output))
+        sampled = sampled_tokens(scheduler, output, self._guesses.token_at)
+        scheduler.update_from_output(output, sampled)
+        propose(scheduler, sampled, self._guesses)
         snapshot = self.steps[-1]
         told = explain(snapshot, scheduler.config)
         if self.fork_point is not None and self.fork_point["step"] == now:
@@ -142,7 +162,29 @@ class Branch:
             and scheduler.has_unfinished_requests()
             and not self._pending()
         )
+        if output.preempted_req_ids and not self._pending():
+            self._repeats = self._states.setdefault(self._state(), now)
+            if self._repeats == now:
+                self._repeats = None
+            else:
+                self.stuck = True
         return True
+
+    def _state(self) -> tuple[Any, ...]:
+        """All that the steps to come are decided from, less which block is which."""
+        scheduler = self.scheduler
+        pool, cadence = scheduler.kv_cache_manager.block_pool, scheduler.prefill_cadence
+        requests = (*scheduler.running, *scheduler.waiting)
+        return (
+            len(scheduler.running),
+            tuple((r.request_id, r.num_computed_tokens, r.num_tokens) for r in requests),
+            tuple((b.block_id, b.block_hash, b.ref_cnt) for b in pool.blocks)
+            if pool.enable_caching
+            else (),
+            (cadence.is_behind, cadence.num_steps - cadence.last_prefill_step)
+            if cadence.interval > 1
+            else (),
+        )
 
     def run(self, num_steps: int) -> None:
         """Run until `num_steps` steps are recorded, or until the run ends."""
@@ -157,7 +199,8 @@ class Branch:
         """
         change_config(self.scheduler, **knobs)
         self.fork_point = {"step": len(self.steps), "knobs": knobs}
-        self.stuck = self.stuck and not knobs
+        if knobs:
+            self._go_on()
 
     def _told_fork(self) -> str:
         assert self.fork_point is not None
@@ -171,19 +214,16 @@ class Branch:
         elif item.abort is not None:
             self.scheduler.finish_requests(item.abort, RequestStatus.FINISHED_ABORTED)
 
-    def _sample(self, output: SchedulerOutput) -> dict[str, int]:
-        """A token for each request whose last known token this step computes."""
-        sampled = {}
-        for request_id in output.num_scheduled_tokens:
-            request = self.scheduler.requests[request_id]
-            if request.is_caught_up:
-                sampled[request_id] = sampled_token_id(self.scenario.seed, request)
-        return sampled
-
     def intervene(self, item: Intervention) -> None:
         """Do something by hand before the next step."""
         self.interventions.append(item)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Something changes from outside: a run that stood still, or went round, may move again."""
         self.stuck = False
+        self._states.clear()
+        self._repeats = None
 
     def living(self) -> list[str]:
         """Ids that can be aborted now: the unfinished, and those about to arrive by hand."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from minivllm.runs.snapshot import Snapshot
 from minivllm.runs.steps import arrival_order, check_requests, plural, snapshot_of, steps_of, tick
+from minivllm.viz.charts import go, make_subplots
 from minivllm.viz.palette import REQUEST_COLORS, request_color
 from minivllm.viz.theme import COLORS
 

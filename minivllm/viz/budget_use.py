@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
-
 from minivllm.runs.steps import arrival_order, plural, steps_of, tick
+from minivllm.viz.charts import go
 from minivllm.viz.palette import request_color, request_pattern
 from minivllm.viz.theme import COLORS
 
@@ -51,7 +50,7 @@ def budget_use(source: Any, first_step: int = 0) -> go.Figure:
             continue
         figure.add_bar(
             x=[step for step, _ in grants],
-            y=[row["num_new_tokens"] for _, row in grants],
+            y=[row["num_scheduled_tokens"] for _, row in grants],
             customdata=[CAP_WORDS.get(row["cap"], row["cap"]) for _, row in grants],
             name=request_id,
             marker={

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
+from minivllm.viz.charts import go
 
 if TYPE_CHECKING:
     from minivllm.stepper.widget import SchedulerStepper

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
-
 from minivllm.runs.steps import plural, steps_of, tick
+from minivllm.viz.charts import go
 from minivllm.viz.theme import COLORS, filled
 
 STATES = (

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
 from minivllm.core.stats import RequestMetrics
 from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of
+from minivllm.viz.charts import go
 from minivllm.viz.theme import COLORS, filled, request_axis
 
 

@@ -19,11 +19,7 @@ import json
 import re
 from typing import Any
 
-import plotly.graph_objects as go
-import plotly.io as pio
-from plotly.io.base_renderers import MimetypeRenderer
-from plotly.utils import PlotlyJSONEncoder
-
+from minivllm.viz.charts import MimetypeRenderer, PlotlyJSONEncoder, go, pio
 from minivllm.viz.theme import LIGHT, template
 
 NAME = "minivllm"

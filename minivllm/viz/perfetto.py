@@ -166,7 +166,7 @@ def _grants(
     events = []
     for row in snapshot["scheduled"]:
         request = snapshot["requests"][row["request_id"]]
-        tokens, computed = row["num_new_tokens"], request["num_computed_tokens"]
+        tokens, computed = row["num_scheduled_tokens"], request["num_computed_tokens"]
         if row["kind"] == "resumed":
             name = f"resume {tokens}"
         elif computed - tokens < request["num_prompt_tokens"]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from minivllm.runs.snapshot import Snapshot
 from minivllm.runs.steps import plural, steps_of, tick
+from minivllm.viz.charts import go, make_subplots
 from minivllm.viz.theme import COLORS, filled
 
 ROWS = (

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from minivllm.runs.steps import plural, steps_of, tick
+from minivllm.viz.charts import go, make_subplots
 from minivllm.viz.theme import COLORS, filled
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,20 @@ class Excerpt:
         path: of the file, from the repository's root; empty if it is not in there.
         name: of the function or class that they are from; empty outside of all.
         first_line: number of the first, from 1.
+        last_line: number of the last.
     """
 
     code: str
     path: str
     name: str
     first_line: int
+    last_line: int
 
     @property
     def caption(self) -> str:
         """Where the lines are, as Markdown. On a page book/_ext/minivllm_source.py links it."""
-        last = self.first_line + self.code.count("\n")
-        lines = f"lines {self.first_line}–{last}" if last > self.first_line else f"line {last}"
+        first, last = self.first_line, self.last_line
+        lines = f"lines {first}–{last}" if last > first else f"line {last}"
         return ", ".join([*(f"`{part}`" for part in (self.path, self.name) if part), lines])
 
     def _repr_markdown_(self) -> str:
@@ -49,7 +52,9 @@ class Excerpt:
         return self.code
 
 
-def excerpt(code: Any, first: str, last: str) -> Excerpt:
+def excerpt(
+    code: Any, first: str, last: str, *, without: Sequence[tuple[str, str]] = ()
+) -> Excerpt:
     """The lines of a function or class from the one with `first` to the next one with `last`.
 
     The page is made from the code itself: a line that is gone breaks the build, not the text.
@@ -58,6 +63,8 @@ def excerpt(code: Any, first: str, last: str) -> Excerpt:
         code: a function, method or class.
         first: a part of the first line to show.
         last: a part of the last; the same line if it holds both.
+        without: lines to leave out, each run by a part of its first and of its last, in order; a
+            comment in their place says how many.
 
     Raises:
         ValueError: if `first` is in no line or in several, or `last` in none from there on.
@@ -65,8 +72,16 @@ def excerpt(code: Any, first: str, last: str) -> Excerpt:
     lines, number = inspect.getsourcelines(code)
     file = Path(inspect.getsourcefile(code) or "").resolve()
     path = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else ""
-    start, text = _cut([line.rstrip("\n") for line in lines], first, last, code.__qualname__)
-    return Excerpt(text, path, code.__qualname__, number + start)
+    name = code.__qualname__
+    start, text = _cut([line.rstrip("\n") for line in lines], first, last, name)
+    end = number + start + text.count("\n")
+    for first, last in without:
+        at, left_out = _cut(text.splitlines(), first, last, name)
+        shown, count = text.splitlines(), left_out.count("\n") + 1
+        indent = shown[at][: len(shown[at]) - len(shown[at].lstrip())]
+        shown[at : at + count] = [f"{indent}# ({count} line{'s' * (count > 1)} left out)"]
+        text = "\n".join(shown)
+    return Excerpt(text, path, name, number + start, end)
 
 
 def excerpt_of_file(path: str, first: str, last: str) -> Excerpt:
@@ -89,7 +104,8 @@ def excerpt_of_file(path: str, first: str, last: str) -> Excerpt:
         if found or (lines[start] and not lines[start][0].isspace()):
             break
     name = found[1] if found else ""
-    return Excerpt(text, file.relative_to(ROOT).as_posix(), name, start + 1)
+    end = start + 1 + text.count("\n")
+    return Excerpt(text, file.relative_to(ROOT).as_posix(), name, start + 1, end)
 
 
 def _cut(lines: list[str], first: str, last: str, where: str) -> tuple[int, str]:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import plotly.graph_objects as go
-
 from minivllm.runs.snapshot import Snapshot
 from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of, tick
+from minivllm.viz.charts import go
 from minivllm.viz.theme import COLORS, request_axis
 
 
@@ -169,7 +168,7 @@ def _note_step(snapshot: Snapshot, lanes: dict[str, Lane]) -> None:
         if id_ in lanes:
             lanes[id_].add("waiting", step, 0, "")
     for row in snapshot["scheduled"]:
-        id_, tokens = row["request_id"], row["num_new_tokens"]
+        id_, tokens = row["request_id"], row["num_scheduled_tokens"]
         if id_ not in lanes:
             continue
         request, lane = snapshot["requests"][id_], lanes[id_]

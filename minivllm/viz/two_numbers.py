@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from minivllm.runs.snapshot import Snapshot
 from minivllm.runs.steps import arrival_order, check_requests, plural, steps_of, tick
+from minivllm.viz.charts import go
 from minivllm.viz.palette import request_color, request_dash, request_symbol
 from minivllm.viz.theme import COLORS
 

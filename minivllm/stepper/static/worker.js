@@ -1,8 +1,14 @@
-/* The scheduler in the reader's browser: Python (Pyodide) in a worker, with minivllm's own files.
+/* The Python of a page, in the reader's browser: Pyodide in a worker, with minivllm's own files.
  *
- * Messages in: {load: {pyodide, packages, modules}} once, then {id, text} with a session message as
- * JSON. Messages out: {loaded} in bytes, {ready}, {id, text}, and {failed} when there is no going on.
+ * Messages in: {load: {pyodide, packages, archives, modules, interrupt}} once, then {id, to, text} with
+ * a message to one of its sessions as JSON (book/live/minivllm_page.py). Messages out: {loaded} in
+ * bytes, {ready}, {id, text}; {output} of a cell that runs; {fetching} of an archive that something
+ * imports; and {failed} when there is no going on. {id, model} loads a model: {id, part, of} in bytes,
+ * then {id, text}.
  */
+
+/* Models that are loaded and that no engine has taken yet, for book/live/minivllm_model.py. */
+self.minivllmModels = new Map();
 
 const fetchFromNetwork = self.fetch.bind(self);
 let handle = null;
@@ -37,8 +43,8 @@ const countBytes = async (copy) => {
   }
 };
 
-/** Python, with minivllm's scheduler and its session; its answer function. */
-const load = async ({ pyodide: folder, packages, modules }) => {
+/** Python, with minivllm's scheduler and its sessions; its answer function. */
+const load = async ({ pyodide: folder, packages, archives = {}, models = {}, modules, interrupt }) => {
   self.fetch = countingFetch;
   const [{ loadPyodide }, archive] = await Promise.all([
     import(new URL("pyodide.mjs", folder).href),
@@ -47,11 +53,123 @@ const load = async ({ pyodide: folder, packages, modules }) => {
   const python = await loadPyodide({ indexURL: folder });
   count(modules); // imports are no fetches
   python.unpackArchive(archive, "zip");
-  return python.runPython(`
-from minivllm.stepper.session import StepperSession
+  self.fetch = fetchFromNetwork;
+  if (interrupt) python.setInterruptBuffer(interrupt);
+  return python.pyimport("minivllm_page").start(JSON.stringify(archives), JSON.stringify(models));
+};
 
-StepperSession().handle_json
-`);
+/* --- models --------------------------------------------------------------------------------------- */
+
+const CACHE = "minivllm-models";
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+
+/** The kernels of a model, in a memory of its own. */
+const makeMachine = async (url) => {
+  const response = await fetchFromNetwork(url);
+  if (!response.ok) throw new Error(`The model's program could not be loaded: the server says ${response.status}.`);
+  try {
+    const { instance } = await WebAssembly.instantiate(await response.arrayBuffer(), {});
+    instance.exports._initialize();
+    return instance.exports;
+  } catch (error) {
+    if (!(error instanceof WebAssembly.CompileError)) throw error;
+    throw new Error("This browser's WebAssembly has no SIMD, which the model needs: Chrome has it since 91, Firefox since 89, Safari since 16.4.");
+  }
+};
+
+/** What the browser has kept of a file; null: nothing, or it keeps nothing. */
+const kept = async (url) => {
+  try {
+    return (await (await self.caches.open(CACHE)).match(url)) ?? null;
+  } catch {
+    return null;
+  }
+};
+
+/** Keep a file; why it could not be kept, or null. */
+const keep = async (url, bytes) => {
+  if (!self.caches) return "This page may not keep it: the next visit loads it again.";
+  try {
+    const cache = await self.caches.open(CACHE);
+    const old = new URL(url).pathname; // of another build
+    for (const request of await cache.keys()) if (new URL(request.url).pathname === old) await cache.delete(request);
+    await cache.put(url, new Response(bytes));
+    return null;
+  } catch (error) {
+    const why = error.name === "QuotaExceededError" ? "there is no room" : error.message;
+    return `The browser could not keep it (${why}): the next visit loads it again.`;
+  }
+};
+
+/** All bytes of a response, counted as they come. */
+const readAll = async (response, size, name, onPart) => {
+  const bytes = new Uint8Array(size);
+  const reader = response.body.getReader();
+  let filled = 0;
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      if (filled + part.value.byteLength > size) throw new Error("it is larger than it should be");
+      bytes.set(part.value, filled);
+      filled += part.value.byteLength;
+      onPart(filled);
+    }
+    if (filled < size) throw new Error("the connection ended");
+  } catch (error) {
+    throw new Error(`Loading ${name} stopped after ${megabytes(filled)} of ${megabytes(size)} (${error.message}). Run the cell again to load it again.`);
+  }
+  return bytes;
+};
+
+/** Whether bytes have a digest; null: the browser does not tell (it digests on https and localhost). */
+const hasDigest = async (bytes, sha256) => {
+  if (!self.crypto?.subtle) return null;
+  const digest = new Uint8Array(await self.crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
+};
+
+/** Load a model: its program, its table of contents, its weights. Returns words for the reader, or "". */
+const loadModel = async ({ name, kernels, contents: url }, onPart) => {
+  const response = await fetchFromNetwork(url);
+  if (!response.ok) throw new Error(`${name} could not be loaded: the server says ${response.status}.`);
+  const contents = await response.text();
+  const { file, size, sha256 } = JSON.parse(contents);
+  const weights = new URL(`${file}?v=${sha256.slice(0, 16)}`, url).href;
+  const exports = await makeMachine(kernels);
+  let words = "";
+  let bytes = null;
+  let verified = null;
+  const old = await kept(weights);
+  if (old) {
+    bytes = await readAll(old, size, name, onPart).catch(() => null);
+    verified = bytes && (await hasDigest(bytes, sha256));
+    if (verified === false) bytes = null; // spoilt where it was kept: from the site, then
+  }
+  if (!bytes) {
+    const fresh = await fetchFromNetwork(weights).catch((error) => ({ ok: false, status: error.message }));
+    if (!fresh.ok) throw new Error(`${name} could not be loaded: ${fresh.status}.`);
+    bytes = await readAll(fresh, size, name, onPart);
+    verified = await hasDigest(bytes, sha256);
+    if (verified === false) {
+      throw new Error(`${name} is not the file that this site was built with: its SHA-256 is another. Reload the page, or build the site again.`);
+    }
+    words = (await keep(weights, bytes)) ?? "";
+  }
+  self.minivllmModels.set(name, { exports, contents, bytes, verified: verified === true });
+  return words;
+};
+
+const answerModel = async ({ id, model }) => {
+  let told = 0;
+  const onPart = (part) => {
+    if (part - told < model.size / 200 && part < model.size) return;
+    told = part;
+    self.postMessage({ id, part });
+  };
+  try {
+    self.postMessage({ id, text: JSON.stringify({ words: await loadModel(model, onPart) }) });
+  } catch (error) {
+    self.postMessage({ id, text: JSON.stringify({ failed: error.message }) });
+  }
 };
 
 self.addEventListener("message", async ({ data }) => {
@@ -59,7 +177,8 @@ self.addEventListener("message", async ({ data }) => {
     if (data.load) {
       handle = await load(data.load);
       self.postMessage({ ready: true });
-    } else self.postMessage({ id: data.id, text: handle(data.text) });
+    } else if (data.model) await answerModel(data);
+    else self.postMessage({ id: data.id, text: handle(data.to ?? "stepper", data.text) });
   } catch (error) {
     self.postMessage({ failed: String(error.message ?? error).trim().split("\n").at(-1) });
   }

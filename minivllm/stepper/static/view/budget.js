@@ -32,15 +32,15 @@ export class BudgetPanel {
       (row) => row.request_id,
       (row) => this.#segment(row.request_id, identities),
       (node, row) => {
-        node.style.flexBasis = `${(100 * row.num_new_tokens) / most}%`;
-        setText(node, row.num_new_tokens / most > 0.05 ? row.request_id : "");
+        node.style.flexBasis = `${(100 * row.num_scheduled_tokens) / most}%`;
+        setText(node, row.num_scheduled_tokens / most > 0.05 ? row.request_id : "");
       },
     );
     const first = snapshot.scheduled.slice(0, MAX_GRANTS);
     const rest = snapshot.scheduled.slice(MAX_GRANTS);
-    const restTokens = rest.reduce((sum, row) => sum + row.num_new_tokens, 0);
+    const restTokens = rest.reduce((sum, row) => sum + row.num_scheduled_tokens, 0);
     const withdrawn = snapshot.events.filter((event) => event.type === "unscheduled");
-    const seen = first.map((row) => [row.request_id, row.num_new_tokens, row.limits.gap, row.cap]);
+    const seen = first.map((row) => [row.request_id, row.num_scheduled_tokens, row.limits.gap, row.cap]);
     refill(this.grants, [seen, rest.length, restTokens, withdrawn], () => {
       const rows = first.map((row) => this.#grant(row, identities));
       if (rest.length) rows.push(h("li", { class: "mv-rest" }, `and ${rest.length} more: ${plural(restTokens, "token")}`));
@@ -58,7 +58,8 @@ export class BudgetPanel {
   #grant(row, identities) {
     const [word, meaning] = CAP_WORDS[row.cap] ?? [row.cap, ""];
     const gap = row.limits.gap;
-    const tokens = row.num_new_tokens === gap ? `${gap}` : `${row.num_new_tokens} of ${gap}`;
+    const drafts = row.num_draft_tokens ? ` (${row.num_draft_tokens} proposed)` : "";
+    const tokens = row.num_scheduled_tokens === gap ? `${gap}${drafts}` : `${row.num_scheduled_tokens} of ${gap}${drafts}`;
     return h(
       "li",
       { data: { grant: row.request_id, cap: row.cap } },
@@ -73,7 +74,7 @@ export class BudgetPanel {
       "li",
       { class: "mv-withdrawn" },
       chip(identities, event.request_id),
-      h("s", { class: "mv-number" }, String(event.num_tokens)),
+      h("s", { class: "mv-number" }, String(event.num_scheduled_tokens)),
       h("span", { class: "mv-cap" }, "given back"),
     );
   }

@@ -1,16 +1,21 @@
 /* What the drawers hold: knobs, requests, forks, links, keys. */
 
 import { h, newId, refill, setText } from "./dom.js";
-import { CHOICES, DEFAULTS, KNOBS, MAX_PROMPT_CHARACTERS, REQUEST_ID, REQUEST_KEYS } from "./limits.js";
+import { CHOICES, DEFAULTS, KNOBS, MAX_PROMPT_CHARACTERS, OPTIONAL_KNOBS, REQUEST_ID, REQUEST_KEYS } from "./limits.js";
 import { integerProblem, knobProblem } from "./links.js";
 
 const KNOB_FORM = [
+  ["vllm_version", "Decide as this release of vLLM"],
   ["num_gpu_blocks", "Blocks in the pool"],
   ["block_size", "Token slots in a block"],
   ["max_num_batched_tokens", "Token budget of a step"],
   ["max_num_seqs", "Most requests running"],
   ["long_prefill_token_threshold", "Most tokens for one request in a step (0: off)"],
   ["max_model_len", "Longest sequence, in tokens"],
+  ["long_prefill_token_threshold_adaptive", "At least the budget’s share of each (0.31.0)"],
+  ["max_num_active_seqs", "Admit up to so many (0.31.0; empty: off)"],
+  ["watermark", "Share of blocks kept free at admission (0.24.0)"],
+  ["prefill_schedule_interval", "Prompts once in so many steps (0.33.0)"],
   ["policy", "Queue policy"],
   ["victim", "Victim"],
   ["preemption_mode", "Preemption by"],
@@ -31,7 +36,7 @@ const ARRIVALS = [
 /** What is written in an input: a number if it looks like one, and if not, a problem to be told. */
 const numberIn = (input) => {
   const text = input.value.trim();
-  return /^-?\d+$/.test(text) ? Number(text) : text;
+  return /^-?\d+(\.\d+)?$/.test(text) ? Number(text) : text;
 };
 
 const textInput = (value) => h("input", { type: "text", value, autocomplete: "off", size: 8 });
@@ -101,6 +106,7 @@ class KnobField extends Field {
   get value() {
     if (this.input.type === "checkbox") return this.input.checked;
     if (this.name in CHOICES) return this.input.value || null;
+    if (OPTIONAL_KNOBS.includes(this.name) && !this.input.value.trim()) return null;
     return numberIn(this.input);
   }
 
@@ -249,8 +255,8 @@ export class KnobsList {
   }
 
   show({ config }) {
-    const words = (value) => (value === null ? "the policy’s own" : String(value));
-    const rows = KNOB_FORM.filter(([name]) => name in config).map(([name, label]) => [label, name, words(config[name])]);
+    const words = (name) => config[name] ?? (name in CHOICES ? "the policy’s own" : "off");
+    const rows = KNOB_FORM.filter(([name]) => name in config).map(([name, label]) => [label, name, String(words(name))]);
     refill(this.list, rows, () => rows.map(([label, name, value]) =>
       h("li", {}, h("span", {}, label, h("code", {}, name)), h("b", { data: { knob: name } }, value))));
   }

@@ -1,6 +1,6 @@
 /* Scenarios as links, and the checks that a link from anybody must pass. */
 
-import { CHOICES, KNOBS, LIMITS, MAX_CHARACTERS } from "./limits.js";
+import { CHOICES, DEFAULTS, KNOBS, LIMITS, MAX_CHARACTERS, OPTIONAL_KNOBS, RELEASES, SHARE_KNOBS, SINCE } from "./limits.js";
 import { REQUEST_ID, REQUEST_KEYS, SCENARIO_KEYS, SCENARIO_NAME, SCENARIO_VERSION } from "./limits.js";
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -20,12 +20,32 @@ export const integerProblem = (name, value) => {
 
 /** What is wrong with a knob's value, as a message; null: nothing. */
 export const knobProblem = (name, value) => {
+  if (OPTIONAL_KNOBS.includes(name) && value === null) return null;
   if (name in LIMITS) return integerProblem(name, value);
+  if (SHARE_KNOBS.includes(name)) {
+    const fits = typeof value === "number" && value >= 0 && value < 1;
+    return fits ? null : `${name} must lie in 0 to below 1, got ${shown(value)}`;
+  }
   if (name in CHOICES) {
     if (CHOICES[name].includes(value)) return null;
     return `${name} must be one of ${CHOICES[name].map(String).join(", ")}; got ${shown(value)}`;
   }
   return typeof value === "boolean" ? null : `${name} must be true or false, got ${shown(value)}`;
+};
+
+/** What is wrong with knobs that are valid alone, as [name, message] pairs. */
+const knobsTogether = (config) => {
+  const { vllm_version: version, max_num_active_seqs: active, max_num_seqs: most } = { ...DEFAULTS, ...config };
+  const problems = Object.entries(SINCE)
+    .filter(([name, since]) => (config[name] ?? DEFAULTS[name]) !== DEFAULTS[name] && RELEASES.indexOf(version) < RELEASES.indexOf(since))
+    .map(([name, since]) => [name, `does nothing in vLLM ${version}: the knob came with ${since}`]);
+  if (active !== null && active > most) problems.push(["max_num_active_seqs", `must be at most max_num_seqs=${most}, got ${active}`]);
+  const { num_speculative_tokens: drafts, num_lookahead_tokens: slots, max_num_batched_tokens: budget } = { ...DEFAULTS, ...config };
+  if (slots > drafts) problems.push(["num_lookahead_tokens", `must be at most num_speculative_tokens=${drafts}, got ${slots}`]);
+  if (budget <= drafts) problems.push(["max_num_batched_tokens", `has no room for a token and num_speculative_tokens=${drafts}`]);
+  const isOld = RELEASES.indexOf(version) < RELEASES.indexOf("0.28.0"); // a token for each place in the batch
+  if (slots && isOld && budget <= most) problems.push(["max_num_batched_tokens", `must be above max_num_seqs=${most} here`]);
+  return problems;
 };
 
 /** Collects the problems of an untrusted object. */
@@ -72,7 +92,9 @@ class Checker {
   request(data, field) {
     const row = this.keys(data, field, REQUEST_KEYS);
     this.text(row.request_id, `${field}.request_id`, REQUEST_ID);
-    this.integers(row, `${field}.`, ["arrival_step", "max_tokens", "priority"]);
+    this.integers(row, `${field}.`, ["arrival_step", "max_tokens", "min_tokens", "priority"]);
+    if (row.arrival_time != null) this.integers(row, `${field}.`, ["arrival_time"]);
+    if ((row.min_tokens ?? 0) > (row.max_tokens ?? 16)) this.note(`${field}.min_tokens`, "must be at most max_tokens");
     if (row.prompt_token_ids !== undefined) {
       this.tokens(row.prompt_token_ids, `${field}.prompt_token_ids`);
       return row.prompt_token_ids?.length ?? 0;
@@ -124,9 +146,15 @@ export const checkScenario = (data) => {
     checker.note(key, good ? null : `must be a string of at most ${most} characters`);
   }
   checker.integers(row, "", ["seed", "step"]);
+  const { acceptance_rate: rate = 0 } = row;
+  const isRate = typeof rate === "number" && rate >= 0 && rate <= 1;
+  checker.note("acceptance_rate", isRate ? null : `must lie in 0 to 1, got ${shown(rate)}`);
   const config = checker.keys(row.config, "config", KNOBS);
   for (const name of KNOBS) {
     if (config[name] !== undefined) checker.note(`config.${name}`, knobProblem(name, config[name]));
+  }
+  if (checker.errors.length === 0) {
+    for (const [name, message] of knobsTogether(config)) checker.note(`config.${name}`, message);
   }
   if (config.num_gpu_blocks === undefined) checker.note("config.num_gpu_blocks", "is missing");
   checker.requests(row.requests);

@@ -56,8 +56,13 @@ const BAR_LEGEND = [
   ["next", "sampled when the step ends: the next gap of one"],
 ];
 
+const DRAFT_LEGEND = [["draft", "proposed, verified in this step"]];
+
 /** Whether a request's gap closes in this step: then, and only then, a token is sampled for it. */
-const samplesToken = (row) => row.num_scheduled_tokens > 0 && row.num_computed_tokens === row.num_tokens;
+const samplesToken = (row) => row.num_scheduled_tokens > 0 && row.num_computed_tokens >= row.num_tokens;
+
+/** Tokens of this step beyond those that are known: proposed ones. */
+const numDrafts = (row) => Math.max(0, row.num_computed_tokens - row.num_tokens);
 
 /** WAITING and RUNNING in order, each request as its two numbers racing. */
 export class QueuesPanel {
@@ -70,6 +75,7 @@ export class QueuesPanel {
     this.numRunning = h("span", { class: "mv-aside" });
     this.numWaiting = h("span", { class: "mv-aside" });
     this.ended = h("div", { class: "mv-ended" });
+    this.draftLegend = legend(DRAFT_LEGEND);
     this.element = panel(
       "queues",
       "Queues",
@@ -78,6 +84,7 @@ export class QueuesPanel {
       heading("WAITING", this.numWaiting),
       this.waiting.element,
       legend(BAR_LEGEND),
+      this.draftLegend,
       this.ended,
     );
   }
@@ -90,6 +97,7 @@ export class QueuesPanel {
     this.running.draw(snapshot.running.map((id) => item(id, "running")), update);
     this.waiting.draw(snapshot.waiting.map((id) => item(id, "waiting")), update);
     this.element.dataset.canAbort = view.isLive;
+    this.draftLegend.hidden = !run.config.num_speculative_tokens;
     const most = run.config.max_num_seqs;
     setText(this.numRunning, most ? `${snapshot.running.length} of at most ${most}` : String(snapshot.running.length));
     setText(this.numWaiting, String(snapshot.waiting.length));
@@ -127,6 +135,7 @@ export class QueuesPanel {
         h("span", { class: "mv-bar-done" }),
         h("span", { class: "mv-bar-output" }),
         h("span", { class: "mv-bar-now" }),
+        h("span", { class: "mv-bar-draft" }),
         h("span", { class: "mv-bar-next", title: "The next token: sampled when this step ends, known from then on, and not computed yet" }),
       ),
     );
@@ -155,7 +164,8 @@ export class QueuesPanel {
       note.dataset.text = signature;
       note.replaceChildren(...notes.map((text, i) => h("span", { class: i === 0 && isVictim ? "mv-alarm" : "" }, text)));
     }
-    setText(numbers, `${row.num_computed_tokens} / ${row.num_tokens}`);
+    const drafts = numDrafts(row);
+    setText(numbers, `${row.num_computed_tokens - drafts} / ${row.num_tokens}${drafts ? ` + ${drafts}` : ""}`);
     setText(spoken, samplesToken(row) ? " tokens computed, the next one sampled" : " tokens computed");
     this.#drawBar(bar, row, run);
   }
@@ -163,8 +173,10 @@ export class QueuesPanel {
   #notes(id, place, row, { snapshot, run, isVictim, usesPriority }) {
     const notes = [];
     if (isVictim) notes.push("preempted now");
-    else if (row.num_scheduled_tokens) notes.push(`+${row.num_scheduled_tokens}`);
+    else if (row.num_scheduled_tokens) notes.push(`+${row.num_scheduled_tokens - numDrafts(row)}`);
     else notes.push(place === "running" ? "no tokens" : row.num_computed_tokens ? "swapped out" : "waits");
+    const verified = snapshot.events.find((event) => event.type === "verified" && event.request_id === id);
+    if (verified) notes.push(`${verified.num_draft_tokens} proposed, ${verified.num_accepted_tokens} accepted`);
     if (snapshot.finished.includes(id)) notes.push("ends");
     if (usesPriority) notes.push(`priority ${row.priority}`);
     if (run.arrivedAt.has(id)) notes.push(`came at ${run.arrivedAt.get(id)}`);
@@ -178,18 +190,22 @@ export class QueuesPanel {
     const { num_prompt_tokens, num_tokens, num_computed_tokens, num_scheduled_tokens, num_output_tokens } = row;
     const mostOutput = row.max_tokens ?? num_output_tokens + 1;
     const most = Math.min(num_prompt_tokens + mostOutput, run.config.max_model_len ?? Infinity);
-    const end = Math.max(num_tokens, most);
+    const end = Math.max(num_tokens, num_computed_tokens, most);
     const percent = (tokens) => `${(100 * tokens) / end}%`;
-    const [prompt, known, done, output, now, next] = bar.children;
+    const [prompt, known, done, output, now, draft, next] = bar.children;
+    const drafts = numDrafts(row);
     bar.style.width = `${100 * Math.max(0.24, Math.sqrt(end / Math.max(run.longest, end)))}%`;
     prompt.style.width = percent(num_prompt_tokens);
     known.style.width = percent(num_tokens);
     done.style.width = percent(Math.min(num_computed_tokens, num_prompt_tokens));
     output.style.left = percent(num_prompt_tokens);
-    output.style.width = percent(Math.max(0, num_computed_tokens - num_prompt_tokens));
+    output.style.width = percent(Math.max(0, num_computed_tokens - drafts - num_prompt_tokens));
     now.style.left = percent(num_computed_tokens - num_scheduled_tokens);
     now.style.width = percent(num_scheduled_tokens);
-    next.hidden = !samplesToken(row);
+    draft.style.left = percent(num_tokens);
+    draft.style.width = percent(drafts);
+    draft.hidden = !drafts;
+    next.hidden = !samplesToken(row); // of proposed tokens the first place is the one that is sure
     next.style.left = `min(${percent(num_tokens)}, 100% - 6px)`;
     next.style.width = percent(1);
   }
