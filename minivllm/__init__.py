@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minivllm.core import SamplingParams
     from minivllm.engine import LLMEngine
+    from minivllm.inputs import TextPrompt, TokensPrompt
     from minivllm.llm import LLM
     from minivllm.outputs import CompletionOutput, RequestOutput
 
@@ -22,15 +23,28 @@ _HOME = {
     "SamplingParams": "minivllm.core",
     "CompletionOutput": "minivllm.outputs",
     "RequestOutput": "minivllm.outputs",
+    "TextPrompt": "minivllm.inputs",
+    "TokensPrompt": "minivllm.inputs",
 }
 
-__all__ = ["LLM", "CompletionOutput", "LLMEngine", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "LLMEngine",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'minivllm' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    from minivllm.extras import extra
+
+    with extra("engine", name):
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,36 +6,31 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
+from minivllm.bad_words import bad_words_token_ids
 from minivllm.core.async_scheduler import AsyncScheduler
-from minivllm.core.config import SchedulerConfig, check_int
-from minivllm.core.kv_cache_manager import cdiv, check_enough_kv_cache_memory
+from minivllm.core.config import check_int
 from minivllm.core.output import EngineCoreOutput, SchedulerOutput
+from minivllm.core.prompt import TokenizedPrompt
 from minivllm.core.request import Request, RequestStatus
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
 from minivllm.detokenizer import IncrementalDetokenizer
-from minivllm.models.llama import LlamaModel
-from minivllm.models.loader import DEFAULT_MODEL, DTYPES, LoadedModel, load_model
+from minivllm.executor.abstract import ExecutorArgs, PendingTokens, SampledTokens
+from minivllm.executor.selector import make_executor
+from minivllm.inputs import Prompt, tokenize
+from minivllm.logprobs import LogprobsProcessor
+from minivllm.models.config import DEFAULT_MODEL
 from minivllm.outputs import CompletionOutput, RequestOutput
-from minivllm.runner import ModelRunner
 from minivllm.runs import make_observer
-from minivllm.sampler import Sampler
 from minivllm.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, `{"prompt": text}`, token ids or `{"prompt_token_ids": [...]}`."""
+if TYPE_CHECKING:
+    import torch
 
-DEFAULT_MAX_MODEL_LEN = 2048
-"""Upper limit of `max_model_len` if none is given: a longer one costs memory few need."""
-
-DEFAULT_KV_CACHE_BYTES = 512 << 20
-DEFAULT_KV_CACHE_SEQUENCES = 8
-"""On a CPU the cache holds so many sequences of `max_model_len`, if these bytes suffice."""
+    from minivllm.models.loader import LoadedModel
+    from minivllm.spec_decode.config import SpeculativeConfig
 
 
 @dataclass
@@ -43,19 +38,21 @@ class RequestState:
     """What the engine keeps of a prompt: its `n` requests, and their text so far."""
 
     request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
+    prompt: TokenizedPrompt
     requests: list[Request] = field(default_factory=list)
     detokenizers: list[IncrementalDetokenizer | None] = field(default_factory=list)
     completions: list[CompletionOutput] = field(default_factory=list)
+    logprobs: list[LogprobsProcessor | None] = field(default_factory=list)
+    prompt_logprobs: LogprobsProcessor | None = None
 
     def to_output(self) -> RequestOutput:
         """A snapshot for the caller."""
         first = self.requests[0]
         return RequestOutput(
             request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
+            prompt=self.prompt.text,
+            prompt_token_ids=self.prompt.token_ids,
+            prompt_logprobs=self.prompt_logprobs.positions if self.prompt_logprobs else None,
             outputs=[completion.copy() for completion in self.completions],
             finished=all(completion.finished() for completion in self.completions),
             metrics=first.metrics,
@@ -69,28 +66,7 @@ class StepInFlight:
     """A step that the device has been given. Its tokens come by themselves."""
 
     plan: SchedulerOutput
-    request_ids: list[str]
-    """Of the requests that get a token."""
-    token_ids: Tensor
-    """Theirs, on the CPU, once `arrived`."""
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, plan: SchedulerOutput, request_ids: list[str], token_ids: Tensor) -> StepInFlight:
-        """Have the tokens copied as soon as they are there."""
-        if token_ids.device.type == "cpu":
-            return cls(plan, request_ids, token_ids, None)
-        here = torch.empty(len(token_ids), dtype=torch.long, pin_memory=True)
-        here.copy_(token_ids, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(plan, request_ids, here, arrived)
-
-    def wait(self) -> dict[str, int]:
-        """Token id by request id."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return dict(zip(self.request_ids, self.token_ids.tolist(), strict=True))
+    sampled: PendingTokens
 
 
 class LLMEngine:
@@ -100,13 +76,16 @@ class LLMEngine:
         model: as for `load_model`, or a model loaded already.
         tokenizer: directory with another tokenizer than the model's own.
         dtype: "auto" (float32 on a CPU, else the checkpoint's own), "float32", "bfloat16" or
-            "float16".
+            "float16". On a CPU with our kernels, "bfloat16" has matrices in 16 bits, and sums,
+            activations and the KV cache in float32: half the memory and half the time to read.
         device: "auto" (CUDA if there is one), or a torch device.
         seed: of the seeds of requests that bring none; None: different in every run.
-        max_model_len: default: the model's limit, at most `DEFAULT_MAX_MODEL_LEN`.
+        max_logprobs: most log probabilities that a request may ask for, for each token; -1: all.
+        max_model_len: default: the model's limit, at most `sizes.DEFAULT_MAX_MODEL_LEN`.
         num_gpu_blocks: blocks of KV cache; default: what `kv_cache_memory_bytes` holds, or on
-            CUDA what `gpu_memory_utilization` leaves, or on a CPU `DEFAULT_KV_CACHE_SEQUENCES`
-            sequences within `DEFAULT_KV_CACHE_BYTES`, and one sequence at least.
+            CUDA what `gpu_memory_utilization` leaves, or on a CPU
+            `sizes.DEFAULT_KV_CACHE_SEQUENCES` sequences within `sizes.DEFAULT_KV_CACHE_BYTES`, and
+            one sequence at least.
         num_cpu_blocks: of the pool that `preemption_mode="swap"` copies to; default: as many as
             `swap_space` GiB hold.
         batch_invariant: the logits of a token do not depend, by a single bit, on the batch.
@@ -115,7 +94,11 @@ class LLMEngine:
         enforce_eager: run each operator by itself in every step; by default a decode step is one
             call, of a CUDA graph on a GPU with Triton, of C on a CPU with our kernels.
         async_scheduling: plan and launch a step while the one before it runs (see
-            `AsyncScheduler`). Default: on a GPU, unless steps are recorded.
+            `AsyncScheduler`); with proposed tokens, plan it only. Default: on a GPU, unless steps
+            are recorded or tokens proposed.
+        speculative_config: propose tokens and verify several in a step: the fields of
+            `SpeculativeConfig`, as vLLM has them, for example `{"method": "ngram",
+            "num_speculative_tokens": 4}`. The tokens that come out are the same.
         record: keep a snapshot of each step in `scheduler.history`; True, False or "eager" (see
             `minivllm.runs.make_observer`).
         scheduling: the other knobs of `SchedulerConfig`.
@@ -133,6 +116,7 @@ class LLMEngine:
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
         seed: int | None = 0,
+        max_logprobs: int = 20,
         max_model_len: int | None = None,
         block_size: int = 16,
         num_gpu_blocks: int | None = None,
@@ -144,62 +128,54 @@ class LLMEngine:
         attention_backend: str = "auto",
         enforce_eager: bool = False,
         async_scheduling: bool | None = None,
+        speculative_config: Mapping[str, Any] | SpeculativeConfig | None = None,
         record: bool | Literal["eager"] = False,
         clock: Callable[[], float] | None = time.monotonic,
         **scheduling: Any,
     ) -> None:
-        self.device = _resolve_device(device)
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, tokenizer)
-        self.model_config = loaded.config
-        self._open_tokenizer = loaded.open_tokenizer
-        torch_dtype = _resolve_dtype(dtype, self.device, loaded.config.dtype)
-        max_model_len = self._resolve_max_model_len(max_model_len)
-        check_int("block_size", block_size, 1)
-
-        block_bytes = block_size * loaded.config.kv_bytes_per_token(torch_dtype.itemsize)
-        if scheduling.get("preemption_mode") != "swap":
-            num_cpu_blocks = 0
-        elif num_cpu_blocks is None:
-            num_cpu_blocks = int(swap_space * (1 << 30)) // block_bytes
-        # Sizes and knobs are checked before weights are moved and memory is taken.
-        wanted = cdiv(max_model_len, block_size)
-        if num_gpu_blocks is None and kv_cache_memory_bytes is not None:
-            num_gpu_blocks = kv_cache_memory_bytes // block_bytes
-        if num_gpu_blocks is None and self.device == "cpu":
-            affordable = DEFAULT_KV_CACHE_BYTES // block_bytes
-            num_gpu_blocks = max(min(DEFAULT_KV_CACHE_SEQUENCES * wanted, affordable), wanted)
-        if num_gpu_blocks is not None:
-            check_enough_kv_cache_memory(num_gpu_blocks, block_size, max_model_len)
-        config = SchedulerConfig(
-            num_gpu_blocks=wanted if num_gpu_blocks is None else num_gpu_blocks,
-            block_size=block_size,
-            max_model_len=max_model_len,
-            num_cpu_blocks=num_cpu_blocks,
-            **scheduling,
+        if speculative_config is None:
+            for name in ("num_speculative_tokens", "num_lookahead_tokens"):
+                if scheduling.get(name):
+                    raise ValueError(
+                        f"{name}={scheduling[name]} does nothing without a proposer; set "
+                        f'speculative_config={{"num_speculative_tokens": {scheduling[name]}}}'
+                    )
+        check_int("max_logprobs", max_logprobs, -1)
+        self.max_logprobs = max_logprobs
+        self.executor = executor = make_executor(
+            ExecutorArgs(
+                model=model,
+                tokenizer=tokenizer,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                max_model_len=max_model_len,
+                block_size=block_size,
+                num_gpu_blocks=num_gpu_blocks,
+                kv_cache_memory_bytes=kv_cache_memory_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
+                num_cpu_blocks=num_cpu_blocks,
+                swap_space=swap_space,
+                batch_invariant=batch_invariant,
+                attention_backend=attention_backend,
+                enforce_eager=enforce_eager,
+                speculative_config=speculative_config,
+                scheduling=scheduling,
+            )
         )
-
-        self.model = LlamaModel(
-            loaded.config,
-            loaded.weights,
-            dtype=torch_dtype,
-            device=self.device,
-            max_model_len=max_model_len,
-            block_size=block_size,
-            batch_invariant=batch_invariant,
-            attention_backend=attention_backend,
-        )
-        if num_gpu_blocks is None:
-            free_bytes = self._profile_free_bytes(config, gpu_memory_utilization)
-            num_gpu_blocks = max(free_bytes // block_bytes - 1, 0)  # less the null block
-            check_enough_kv_cache_memory(num_gpu_blocks, block_size, max_model_len)
-            config = replace(config, num_gpu_blocks=num_gpu_blocks)
-        self.runner = ModelRunner(self.model, config, enforce_eager=enforce_eager)
+        self.device, self.model = executor.device, executor.model
+        self.model_config = executor.model_config
+        self.runner, self.sampler = executor.runner, executor.sampler
+        self.speculative_config, self.proposer = executor.speculative_config, executor.proposer
         if async_scheduling is None:
-            async_scheduling = self.device.startswith("cuda") and not record
+            has_proposer = self.proposer is not None
+            async_scheduling = self.device.startswith("cuda") and not (record or has_proposer)
         self.async_scheduling = async_scheduling
         make_scheduler = AsyncScheduler if async_scheduling else Scheduler
-        self.scheduler = make_scheduler(config, observer=make_observer(record), clock=clock)
-        self.sampler = Sampler(seed)
+        self.scheduler = make_scheduler(
+            executor.config, observer=make_observer(record), clock=clock
+        )
+        self._bad_words: dict[tuple[str, ...], list[list[int]]] = {}
         self._states: dict[str, RequestState] = {}
         self._parents: dict[str, tuple[RequestState, int]] = {}
         """Request id in the scheduler -> whose it is, and which of its `n` outputs."""
@@ -208,57 +184,46 @@ class LLMEngine:
 
     # --- requests come in -----------------------------------------------------------------
 
-    def check_request(self, prompt: Prompt, params: SamplingParams, priority: int = 0) -> Prompt:
+    def check_request(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+    ) -> TokenizedPrompt:
         """Make sure that a prompt can be served, without queueing it.
 
         Returns:
-            The prompt with its token ids.
+            The prompt as `add_request` takes it without looking again.
 
         Raises:
             ValueError: if it cannot; the message says why.
         """
-        text, token_ids = self._tokenize(prompt, params)
-        request = Request("", token_ids, params, priority=priority)
+        checked = self._check(prompt, params)
+        request = Request("", checked, params, priority=priority)
         if reason := self.scheduler.refusal_reason(request):
             raise ValueError(reason.removeprefix(f"request {request.request_id}: "))
-        return {"prompt": text, "prompt_token_ids": token_ids}
+        return checked
 
-    def _tokenize(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
-        """A prompt's text, if it has one, and its token ids, checked against the vocabulary."""
-        text: str | None = None
-        token_ids: Sequence[int] | None = None
-        if isinstance(prompt, str):
-            text = prompt
-        elif isinstance(prompt, Mapping):
-            text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        else:
-            token_ids = prompt
-        if token_ids is None and isinstance(text, str):
-            token_ids = self.tokenizer.encode(text)
-        if not isinstance(token_ids, (list, tuple)):
-            raise ValueError(
-                'a prompt must be a string, a list of token ids, {"prompt": ...} or '
-                f'{{"prompt_token_ids": [...]}}, got {prompt!r:.80}'
-            )
-        if not token_ids:
-            raise ValueError("the prompt is empty; give at least one token")
+    def _check(self, prompt: Prompt, params: SamplingParams) -> TokenizedPrompt:
         vocab_size = self.model_config.vocab_size
-        for token_id in token_ids:
-            if isinstance(token_id, bool) or not isinstance(token_id, int):
-                raise ValueError(f"a token id must be an integer, got {token_id!r}")
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(f"token id {token_id} is not in the vocabulary [0, {vocab_size})")
-        for token_id in params.stop_token_ids or ():
-            if token_id >= vocab_size:
-                raise ValueError(
-                    f"stop_token_ids: {token_id} is not in the vocabulary [0, {vocab_size})"
-                )
-        return text, list(token_ids)
+        checked = tokenize(prompt, self.get_tokenizer, vocab_size)
+        params.verify(vocab_size, self.max_logprobs)
+        self._bad_words_token_ids(params)
+        return checked
+
+    def _bad_words_token_ids(self, params: SamplingParams) -> list[list[int]]:
+        """The tokens of `bad_words`; looked up, as many requests have the same."""
+        if not params.bad_words:
+            return []
+        words = tuple(params.bad_words)
+        if words not in self._bad_words:
+            token_ids = bad_words_token_ids(words, self.tokenizer)
+            if (most := max(map(max, token_ids))) >= self.model_config.vocab_size:
+                raise ValueError(f"bad_words: the tokenizer's token {most} is none of the model's")
+            self._bad_words[words] = token_ids
+        return self._bad_words[words]
 
     def add_request(
         self,
         request_id: str,
-        prompt: Prompt,
+        prompt: Prompt | TokenizedPrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
@@ -267,27 +232,41 @@ class LLMEngine:
         """Queue a prompt. One that can never fit ends at once: the next `step` returns it, with
         the reason in its `error`.
 
+        Args:
+            prompt: checked here, unless `check_request` has done it.
+
         Raises:
             ValueError: on an unusable prompt or an id in use; nothing is queued then.
         """
         params = params if params is not None else SamplingParams()
         if request_id in self._states:
             raise ValueError(f"request id {request_id!r} is taken by an unfinished request")
-        text, token_ids = self._tokenize(prompt, params)
-        state = RequestState(request_id, text, token_ids)
+        if not isinstance(prompt, TokenizedPrompt):
+            prompt = self._check(prompt, params)
+        state = RequestState(request_id, prompt)
+        tokenizer = self.tokenizer if params.detokenize else None
+        if params.prompt_logprobs is not None:
+            state.prompt_logprobs = LogprobsProcessor(tokenizer)
+        bad_words = self._bad_words_token_ids(params)
         first_seed = self.sampler.fresh_seed() if params.seed is None else params.seed
         for index in range(params.n):
             request = Request(
                 request_id if params.n == 1 else f"{index}_{request_id}",
-                token_ids,
+                prompt,
                 replace(params, n=1, seed=first_seed + index),
                 priority=priority,
                 arrival_time=arrival_time,
                 eos_token_id=self.model_config.eos_token_ids,
+                bad_words_token_ids=bad_words,
             )
             state.requests.append(request)
-            state.completions.append(CompletionOutput(index, "", []))
-            state.detokenizers.append(self._detokenizer(token_ids, params))
+            completion, processor = CompletionOutput(index, "", []), None
+            if params.logprobs is not None:
+                processor = LogprobsProcessor(tokenizer)
+                completion.logprobs, completion.cumulative_logprob = processor.positions, 0.0
+            state.completions.append(completion)
+            state.logprobs.append(processor)
+            state.detokenizers.append(self._detokenizer(prompt.token_ids, params))
         if any(request.request_id in self._parents for request in state.requests):
             raise ValueError(f"request id {request_id!r} clashes with an output of another request")
 
@@ -322,6 +301,8 @@ class LLMEngine:
         self._in_flight = None
         self.scheduler.kv_cache_manager.block_pool.reset_prefix_cache()
         self.runner.forget_requests()
+        if self.proposer is not None:
+            self.proposer.forget_requests()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -330,7 +311,7 @@ class LLMEngine:
         Raises:
             ValueError: if its file is broken.
         """
-        return self._open_tokenizer()
+        return self.executor.get_tokenizer()
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do or to return."""
@@ -351,48 +332,108 @@ class LLMEngine:
         token_ids = self.sampler.sample(requests, logits)
         return self._update(plan, token_ids)
 
+    def _propose(self, batch_size: int, request_ids: Iterable[str]) -> dict[str, list[int]]:
+        """Tokens to follow those that the requests have; a request that has ended gets none."""
+        assert self.speculative_config is not None
+        assert self.proposer is not None
+        num_tokens = self.speculative_config.num_tokens(batch_size)
+        most: dict[Request, int] = {}
+        for request_id in request_ids:
+            request = self.scheduler.requests.get(request_id)
+            if request is not None:
+                # The step that verifies gives one token more than it accepts.
+                room = self.scheduler.config.max_model_len - request.num_tokens - 1
+                if request.max_tokens is not None:
+                    room = min(room, request.max_tokens - request.num_output_tokens - 1)
+                most[request] = min(num_tokens, room)
+        most = {request: k for request, k in most.items() if k > 0}
+        return self.proposer.propose(most) if most else {}
+
     def _step_ahead(self) -> list[RequestOutput]:
         """As `step`, with the next step launched before this one's tokens are waited for."""
         step, self._in_flight = self._in_flight, None
         if step is None or not step.plan.num_scheduled_tokens:  # all its requests are gone
-            step = self._launch()
+            step = self._launch(self.scheduler.schedule())
+        if self.proposer is not None:
+            return self._step_ahead_of_drafts(step)
         if step.plan.num_scheduled_tokens:
-            ahead = self._launch()
+            ahead = self._launch(self.scheduler.schedule(), step.sampled.read)
             if ahead.plan.num_scheduled_tokens:
                 self._in_flight = ahead
-        return self._update(step.plan, step.wait())
+        return self._update(step.plan, step.sampled.read())
 
-    def _launch(self) -> StepInFlight:
-        """Plan a step and give it to the device."""
+    def _step_ahead_of_drafts(self, step: StepInFlight) -> list[RequestOutput]:
+        """As `step`, with the next step planned while this one runs. It can be launched only when
+        this one's tokens are there: they say what is proposed next, and at which positions."""
+        assert isinstance(self.scheduler, AsyncScheduler)
         plan = self.scheduler.schedule()
-        requests, logits = self.runner.execute(plan)
-        token_ids = self.sampler.sample_on_device(requests, logits)
-        if requests:
-            self.runner.keep_tokens(requests, token_ids)
-        return StepInFlight.of(plan, [request.request_id for request in requests], token_ids)
+        outputs = self._update(step.plan, step.sampled.read())
+        going = plan.num_scheduled_tokens  # without those who have just ended
+        plan.scheduled_running_reqs = [
+            request for request in plan.scheduled_running_reqs if request.request_id in going
+        ]
+        decoding = [r.request_id for r in plan.scheduled_running_reqs]
+        decoding = [id_ for id_ in decoding if id_ in plan.scheduled_spec_decode_tokens]
+        self.scheduler.update_draft_token_ids_in_output(self._propose(len(going), decoding), plan)
+        ahead = self._launch(plan)
+        if going:
+            self._in_flight = ahead
+        return outputs
 
-    def _update(self, plan: SchedulerOutput, token_ids: Mapping[str, int]) -> list[RequestOutput]:
-        """Tell the scheduler, turn tokens into text, end requests that met a stop string."""
+    def _launch(
+        self,
+        plan: SchedulerOutput,
+        late_token_ids: Callable[[], Mapping[str, int | list[int]]] = dict,
+    ) -> StepInFlight:
+        """Give a planned step to the device; `late_token_ids` are those of the step before."""
+        requests, logits = self.runner.execute(plan)
+        sampled = self.sampler.sample_on_device(requests, logits, late_token_ids)
+        if self.proposer is not None:
+            self.proposer.follow(plan)
+        elif requests:
+            self.runner.keep_tokens(requests, sampled)
+        return StepInFlight(plan, sampled.to_host())
+
+    def _update(self, plan: SchedulerOutput, sampled: SampledTokens) -> list[RequestOutput]:
+        """Tell the scheduler, turn tokens into text, end requests that met a stop string; with a
+        proposer, have tokens proposed for the next step, unless that is planned already."""
+        proposes = self.proposer if not self.async_scheduling else None
+        if proposes is not None:
+            proposes.follow(plan)
         changed = {state.request_id: state for state in self._refused}
         self._refused = []
-        for output in self.scheduler.update_from_output(plan, token_ids):
+        for output in self.scheduler.update_from_output(plan, sampled):
             state, index = self._parents[output.request_id]
             self._append(state, index, output)
+            for told in sampled.logprobs.get(output.request_id, ())[: len(output.new_token_ids)]:
+                self._append_logprobs(state, index, told)
+            if index == 0 and state.prompt_logprobs and not state.prompt_logprobs.positions:
+                self._tell_prompt_logprobs(state, state.prompt_logprobs)
             changed[state.request_id] = state
             if state.completions[index].finished():
                 del self._parents[output.request_id]
             if all(completion.finished() for completion in state.completions):
                 del self._states[state.request_id]
+        if proposes is not None:
+            batch_size = len(plan.num_scheduled_tokens)
+            self.scheduler.update_draft_token_ids(self._propose(batch_size, sampled))
         return [state.to_output() for state in changed.values()]
 
     def _append(self, state: RequestState, index: int, output: EngineCoreOutput) -> None:
         completion, detokenizer = state.completions[index], state.detokenizers[index]
-        completion.token_ids += output.new_token_ids
         completion.finish_reason = output.finish_reason
         completion.stop_reason = output.stop_reason
         if detokenizer is None:
+            completion.token_ids += output.new_token_ids
             return
-        stop = detokenizer.update(output.new_token_ids, output.finish_reason == "stop")
+        stop, token_ids = None, output.new_token_ids
+        for place, token_id in enumerate(token_ids, 1):
+            completion.token_ids.append(token_id)
+            is_last = place == len(token_ids)
+            stop = detokenizer.update([token_id], is_last and output.finish_reason == "stop")
+            if stop is not None:
+                del token_ids[place:]  # accepted, and after the end
+                break
         if stop is not None:
             completion.finish_reason, completion.stop_reason = "stop", stop
             state.requests[index].stop_reason = stop
@@ -400,6 +441,19 @@ class LLMEngine:
                 # The scheduler knows tokens, not text: it has to be told.
                 self.scheduler.finish_requests(output.request_id, RequestStatus.FINISHED_STOPPED)
         completion.text = detokenizer.visible_text(completion.finished())
+
+    def _append_logprobs(
+        self, state: RequestState, index: int, told: tuple[list[int], list[float], int]
+    ) -> None:
+        processor = state.logprobs[index]
+        assert processor
+        processor.append(*told)
+        state.completions[index].cumulative_logprob = processor.cumulative_logprob
+
+    def _tell_prompt_logprobs(self, state: RequestState, processor: LogprobsProcessor) -> None:
+        processor.positions.append(None)
+        for row in self.runner.pop_prompt_logprobs(state.requests[0]):
+            processor.append(*row)
 
     def _detokenizer(
         self, prompt_token_ids: Sequence[int], params: SamplingParams
@@ -414,67 +468,3 @@ class LLMEngine:
             skip_special_tokens=params.skip_special_tokens,
             include_stop_str_in_output=params.include_stop_str_in_output,
         )
-
-    # --- sizes ----------------------------------------------------------------------------
-
-    def _resolve_max_model_len(self, max_model_len: int | None) -> int:
-        limit = self.model_config.derived_max_model_len
-        if max_model_len is None:
-            return min(limit, DEFAULT_MAX_MODEL_LEN)
-        check_int("max_model_len", max_model_len, 2)
-        if max_model_len > limit:
-            raise ValueError(
-                f"max_model_len={max_model_len} exceeds the {limit} positions that the model "
-                f"was trained for; set it to at most {limit}"
-            )
-        return max_model_len
-
-    def _profile_free_bytes(self, config: SchedulerConfig, utilization: float) -> int:
-        """Bytes of GPU memory left for the cache, measured by running the largest step.
-
-        Source: vllm/v1/worker/gpu_worker.py, `determine_available_memory`.
-        """
-        if not 0 < utilization <= 1:
-            raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {utilization}")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        # As many tokens as a step can have, of as many requests: each one's logits are sampled.
-        num_requests = min(config.max_num_seqs, config.max_num_batched_tokens)
-        length = min(config.max_num_batched_tokens // num_requests, config.max_model_len - 1)
-        num_blocks = max(num_requests * cdiv(length, config.block_size), config.num_gpu_blocks)
-        small = replace(
-            config,
-            num_gpu_blocks=num_blocks,
-            enable_prefix_caching=False,  # the prompts are alike, and all are to be computed
-            preemption_mode="recompute",
-            num_cpu_blocks=0,
-        )
-        runner, scheduler = ModelRunner(self.model, small), Scheduler(small)
-        for index in range(num_requests):
-            params = SamplingParams(max_tokens=1, seed=0)
-            scheduler.add_request(Request(str(index), [0] * length, params))
-        Sampler().sample(*runner.execute(scheduler.schedule()))
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - runner.kv_caches.nbytes
-        del runner
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        others = total - free - torch.cuda.memory_reserved()
-        return int(total * utilization) - others - peak
-
-
-def _resolve_device(device: str) -> str:
-    if device != "auto":
-        return str(torch.device(device))
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _resolve_dtype(dtype: str | torch.dtype, device: str, checkpoint: str) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype)
-    name = dtype.removeprefix("torch.")
-    if name == "auto":
-        name = "float32" if device == "cpu" else checkpoint.removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not supported; use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import fields
+from inspect import signature
 from itertools import count
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from minivllm.core.config import SchedulerConfig, unknown_name
+from minivllm.core.prompt import TokenizedPrompt
+from minivllm.core.releases import NEWEST
 from minivllm.core.sampling_params import SamplingParams
-from minivllm.engine import LLMEngine, Prompt
-from minivllm.models.loader import DEFAULT_MODEL, LoadedModel
+from minivllm.engine import LLMEngine
+from minivllm.inputs import Prompt, as_prompts
+from minivllm.models.config import DEFAULT_MODEL
 from minivllm.outputs import RequestOutput
 from minivllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minivllm.models.loader import LoadedModel
 
 _RENAMED = {
     "num_gpu_blocks_override": "num_gpu_blocks",
@@ -37,14 +45,9 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 """Arguments of vLLM's that change how it runs, not what comes out: taken and passed over."""
 
-_KNOBS = frozenset({
-    "max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold", "policy",
-    "enable_prefix_caching", "enable_chunked_prefill", "reserve_full_prompt", "preemption_mode",
-    "victim", "admission_control", "num_gpu_blocks", "num_cpu_blocks", "kv_cache_memory_bytes",
-    "gpu_memory_utilization", "swap_space", "block_size", "max_model_len", "dtype", "seed",
-    "device", "batch_invariant", "attention_backend", "enforce_eager", "async_scheduling",
-    "record", "clock",
-})  # fmt: skip
+_KNOBS = frozenset(signature(LLMEngine).parameters) - {"scheduling"} | {
+    field.name for field in fields(SchedulerConfig)
+}
 
 
 class LLM:
@@ -54,7 +57,8 @@ class LLM:
         model: see `minivllm.models.loader.load_model`; default: SmolLM2-135M-Instruct.
         tokenizer: directory with another tokenizer.
         kwargs: any argument of `LLMEngine`, by its name or by vLLM's; arguments of vLLM's
-            that change nothing here are passed over.
+            that change nothing here are passed over. `vllm_version` defaults to the newest release
+            that the scheduler knows.
 
     Raises:
         ValueError: on an argument that does not exist or cannot be satisfied.
@@ -67,7 +71,8 @@ class LLM:
         tokenizer: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.llm_engine = LLMEngine(model, tokenizer=tokenizer, **_engine_arguments(kwargs))
+        arguments = {"vllm_version": NEWEST, **_engine_arguments(kwargs)}
+        self.llm_engine = LLMEngine(model, tokenizer=tokenizer, **arguments)
         self._request_ids = count()
 
     def get_tokenizer(self) -> Tokenizer:
@@ -88,7 +93,9 @@ class LLM:
         """Complete prompts.
 
         Args:
-            prompts: one or several, each a text, `{"prompt": ...}` or `{"prompt_token_ids": ...}`.
+            prompts: one or several, each a text, token ids (a NumPy array or a tensor will do),
+                `{"prompt": ...}` or `{"prompt_token_ids": ...}`, the last two with a `cache_salt`
+                if they are to share no block with prompts of another salt.
             sampling_params: one for all, or one for each.
             use_tqdm: show a progress bar.
             priority: one for each prompt; lower is served first (`policy="priority"`).
@@ -163,10 +170,9 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
-    ) -> list[tuple[str, Prompt, SamplingParams, int]]:
+    ) -> list[tuple[str, TokenizedPrompt, SamplingParams, int]]:
         """Check all prompts before any is queued: id, tokens, parameters, priority of each."""
-        single = isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int))
-        prompts = cast("Sequence[Prompt]", [prompts] if single else prompts)
+        prompts = as_prompts(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(prompts)
         else:
@@ -188,7 +194,7 @@ class LLM:
         return ready
 
     def _run(
-        self, ready: Sequence[tuple[str, Prompt, SamplingParams, int]]
+        self, ready: Sequence[tuple[str, TokenizedPrompt, SamplingParams, int]]
     ) -> Iterator[RequestOutput]:
         """Queue requests and step until they are finished; abort them if the caller stops first."""
         engine = self.llm_engine
@@ -228,12 +234,15 @@ def _engine_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
                     f"quantization={value!r} is not supported; a quantised .gguf file is "
                     f"dequantised when it is loaded"
                 )
+        elif name == "logprobs_mode":
+            if value not in (None, "raw_logprobs"):
+                raise ValueError(
+                    f"logprobs_mode={value!r} is not supported: log probabilities are the model's, "
+                    f"before parameters change them; set it to 'raw_logprobs'"
+                )
         elif (ours := _RENAMED.get(name, name)) in _KNOBS:
             if value is not None:
                 arguments[ours] = value
         elif name not in _WITHOUT_EFFECT:
-            known = sorted(_KNOBS | set(_RENAMED) | {"model", "tokenizer"})
-            close = get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-            raise ValueError(f"LLM has no argument {name!r}{hint}")
+            raise ValueError(unknown_name("LLM has no argument", name, _KNOBS | set(_RENAMED)))
     return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minivllm.core.stats import RequestMetrics
+from minivllm.logprobs import LogprobsOnePosition
 
 
 @dataclass
@@ -16,8 +17,9 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    """Always None: log probabilities are not supported, nor is `logprobs`."""
-    logprobs: None = None
+    """Sum of the tokens' log probabilities; None unless `logprobs` were asked for."""
+    logprobs: list[LogprobsOnePosition] | None = None
+    """For each token, by token id: its own log probability and those of the likeliest."""
     finish_reason: str | None = None
     """`stop`, `length` or `abort`; None while it goes on."""
     stop_reason: int | str | None = None
@@ -33,6 +35,8 @@ class CompletionOutput:
             self.index,
             self.text,
             self.token_ids.copy(),
+            self.cumulative_logprob,
+            None if self.logprobs is None else self.logprobs.copy(),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
@@ -46,6 +50,8 @@ class RequestOutput:
     prompt: str | None
     """None if the prompt was given as token ids."""
     prompt_token_ids: list[int]
+    prompt_logprobs: list[LogprobsOnePosition | None] | None = None
+    """As `CompletionOutput.logprobs`, of the prompt's tokens; None for the first."""
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     metrics: RequestMetrics | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,9 @@ from minivllm.core.config import SchedulerConfig
 from minivllm.core.kv_cache_manager import cdiv
 from minivllm.core.output import SchedulerOutput
 from minivllm.core.request import Request
+from minivllm.executor.abstract import Told
+from minivllm.logprobs import prompt_rows_wanted
+from minivllm.logprobs_tensors import PromptLogprobs
 from minivllm.models.attention.metadata import AttentionMetadata, token_positions
 from minivllm.models.attention.selector import GraphAttention
 from minivllm.models.cpu_decoder import CPUDecoder, can_decode
@@ -20,6 +23,11 @@ from minivllm.models.cuda_graphs import DecodeGraphs
 from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 from minivllm.models.memory import lazy_zeros, to_device
+from minivllm.sampler import SamplerOutput
+from minivllm.spec_decode.ahead import TokenAhead
+
+LOGITS_AT_ONCE = 256
+"""Of so many prompt tokens the logits are in memory at once: a row has the whole vocabulary."""
 
 
 class Decoder(Protocol):
@@ -46,6 +54,28 @@ class Decoder(Protocol):
         """
 
 
+def one_by_one(
+    requests: Sequence[Request],
+    query_lens: np.ndarray,
+    seq_lens: np.ndarray,
+    drafts: Mapping[str, Sequence[int]],
+) -> tuple[list[Request], np.ndarray, np.ndarray]:
+    """The same step, with each token of the requests that have proposed ones as a row of its own.
+
+    A proposed token is a decode that comes early: it sees the keys of those before it, which are
+    written before any are read. So it is computed as a decode is, to the bit.
+    """
+    repeats = [
+        length if request.request_id in drafts else 1
+        for request, length in zip(requests, query_lens.tolist(), strict=True)
+    ]
+    rows = np.repeat(np.arange(len(requests)), repeats)
+    behind = np.concatenate([np.arange(n)[::-1] for n in repeats])
+    alone = np.repeat(np.array(repeats) > 1, repeats)
+    lengths = np.where(alone, 1, query_lens[rows])
+    return [requests[row] for row in rows.tolist()], lengths, seq_lens[rows] - behind
+
+
 class ModelRunner:
     """Owns the KV cache and knows each running request's block table.
 
@@ -57,6 +87,7 @@ class ModelRunner:
     Attributes:
         block_tables: [max_num_seqs, blocks of max_model_len]: a row for each running request.
         kv_caches: [layers, 2, num_gpu_blocks + 1, block_size, Hkv, D]: keys and values.
+        prompt_logprobs: what has been gathered of them, by request.
         cpu_kv_caches: [num_cpu_blocks, layers, 2, block_size, Hkv, D]: what `swap` puts aside.
     """
 
@@ -83,6 +114,7 @@ class ModelRunner:
         )
         if num_cpu_blocks and model.device != "cpu":
             self.cpu_kv_caches = self.cpu_kv_caches.pin_memory()
+        self.prompt_logprobs = PromptLogprobs()
         self.late_tokens = LateTokens(config.max_num_seqs, model.device)
         self.decoder = None if enforce_eager else self._make_decoder(config)
 
@@ -103,11 +135,12 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput) -> tuple[list[Request], Tensor]:
+    def execute(self, plan: SchedulerOutput) -> tuple[list[Request | TokenAhead], Tensor]:
         """Compute a step.
 
         Returns:
-            The requests that get a token now, and their logits [len(requests), vocab_size].
+            The requests that get a token now, and their logits [len(requests), vocab_size]. One
+            with proposed tokens is there once for each place: its next token, and those after.
         """
         self._update_block_tables(plan)
         self._swap(plan)
@@ -118,6 +151,9 @@ class ModelRunner:
             return [], torch.empty(0, self.model.config.vocab_size)
         query_lens = np.array([plan.num_scheduled_tokens[r.request_id] for r in scheduled])
         seq_lens = np.array([r.num_computed_tokens for r in scheduled])
+        drafts = plan.scheduled_spec_decode_tokens
+        if drafts:
+            scheduled, query_lens, seq_lens = one_by_one(scheduled, query_lens, seq_lens, drafts)
         # Single tokens first, and the longest contexts in front: attention groups neighbours.
         order = np.lexsort((-seq_lens, query_lens > 1))
         scheduled = [scheduled[index] for index in order]
@@ -125,30 +161,98 @@ class ModelRunner:
 
         known = np.array([len(request.all_token_ids) for request in scheduled])
         samples = seq_lens >= known  # beyond: a token is on its way (async scheduling)
-        token_ids, positions, slots, block_tables = self._lay_out(scheduled, query_lens, seq_lens)
-        decoder, wanted = self.decoder, None
-        if decoder and len(token_ids) == len(scheduled) <= decoder.max_batch_size:
-            hidden = decoder.run(token_ids, positions, slots, block_tables)
-        else:
-            metadata = AttentionMetadata(self._tensor(slots), query_lens, seq_lens, block_tables)
-            self.model.attention.prepare(metadata)
-            # The last layer can do without tokens that no one samples; fixed tiles need them all.
-            if len(token_ids) > np.count_nonzero(samples) and not self.model.row_tile:
-                wanted = samples
-            hidden = self.model.forward(
-                self.late_tokens.to_device(token_ids),
-                self._tensor(positions),
-                self.kv_caches,
-                metadata,
-                wanted,
-            )
-        if wanted is None and len(hidden) > np.count_nonzero(samples):
+        token_ids, positions, slots, block_tables = self._lay_out(
+            scheduled, query_lens, seq_lens, drafts
+        )
+        telling = self._told_of_prompts(scheduled, query_lens, seq_lens)
+        # The last layer can do without tokens that no one samples; fixed tiles need them all.
+        has_others = len(token_ids) > np.count_nonzero(samples)
+        wanted = samples if has_others and not self.model.row_tile and not telling else None
+        batch = (token_ids, positions, slots, block_tables, query_lens, seq_lens)
+        hidden = self._run(*batch, wanted)
+        for request, position, rows in telling:
+            logits = self.model.compute_logits(hidden[rows])
+            self.prompt_logprobs.add(request, position, logits)
+        if len(hidden) > np.count_nonzero(samples):
             hidden = hidden[self._tensor((np.cumsum(query_lens) - 1)[samples])]
         logits = self.model.compute_logits(hidden)
-        return [scheduled[index] for index in np.flatnonzero(samples)], logits
+        places = [(scheduled[i], seq_lens[i] - known[i]) for i in np.flatnonzero(samples)]
+        return [
+            TokenAhead(request, drafts[request.request_id][:ahead])
+            if request.request_id in drafts
+            else request
+            for request, ahead in places
+        ], logits
+
+    @torch.inference_mode()
+    def decode(
+        self, requests: Sequence[Request], token_ids: np.ndarray, positions: np.ndarray
+    ) -> Tensor:
+        """Compute one token of each request, wherever its keys and values lie.
+
+        Args:
+            token_ids: [requests]; `positions` alike.
+
+        Returns:
+            Logits [requests, vocab_size].
+        """
+        rows = [self._rows[request.request_id] for request in requests]
+        tables = self.block_tables[rows, : int(positions.max()) // self.block_size + 1]
+        slots = tables[np.arange(len(rows)), positions // self.block_size] * self.block_size
+        slots += positions % self.block_size
+        ones, seq_lens = np.ones(len(rows), dtype=np.int64), positions + 1
+        token_ids, positions, slots = self._pad(np.stack((token_ids, positions, slots)))
+        hidden = self._run(token_ids, positions, slots, tables, ones, seq_lens)
+        return self.model.compute_logits(hidden[: len(rows)])
+
+    def _run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        block_tables: np.ndarray,
+        query_lens: np.ndarray,
+        seq_lens: np.ndarray,
+        wanted: np.ndarray | None = None,
+    ) -> Tensor:
+        """Hidden states of a flat batch; `wanted` as `LlamaModel.forward` has it, but that a step
+        of nothing but single tokens has those of all."""
+        if self.decoder and len(token_ids) == len(query_lens) <= self.decoder.max_batch_size:
+            return self.decoder.run(token_ids, positions, slots, block_tables)
+        metadata = AttentionMetadata(self._tensor(slots), query_lens, seq_lens, block_tables)
+        self.model.attention.prepare(metadata)
+        return self.model.forward(
+            self.late_tokens.to_device(token_ids),
+            self._tensor(positions),
+            self.kv_caches,
+            metadata,
+            wanted,
+        )
+
+    def _told_of_prompts(
+        self, requests: Sequence[Request], query_lens: np.ndarray, seq_lens: np.ndarray
+    ) -> list[tuple[Request, int, slice]]:
+        """Rows of the batch that log probabilities of a prompt need, a piece at a time: whose they
+        are, and the first one's position."""
+        pieces = []
+        if any(request.sampling_params.prompt_logprobs is not None for request in requests):
+            firsts = (np.cumsum(query_lens) - query_lens).tolist()
+            for request, first, length, end in zip(
+                requests, firsts, query_lens.tolist(), seq_lens.tolist(), strict=True
+            ):
+                start = end - length
+                num_rows = prompt_rows_wanted(request, start, end)
+                for done in range(0, num_rows, LOGITS_AT_ONCE):
+                    until = min(done + LOGITS_AT_ONCE, num_rows)
+                    pieces.append((request, start + done, slice(first + done, first + until)))
+        return pieces
 
     def _lay_out(
-        self, requests: Sequence[Request], query_lens: np.ndarray, seq_lens: np.ndarray
+        self,
+        requests: Sequence[Request],
+        query_lens: np.ndarray,
+        seq_lens: np.ndarray,
+        drafts: Mapping[str, Sequence[int]],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The flat batch: token ids [T], positions [T], where their keys and values go [T], and
         the block tables [requests, blocks of the longest]."""
@@ -157,17 +261,25 @@ class ModelRunner:
         rows = [self._rows[request.request_id] for request in requests]
         starts, ends = (seq_lens - query_lens).tolist(), seq_lens.tolist()
         for request, row, start, end in zip(requests, rows, starts, ends, strict=True):
-            known = request.all_token_ids[start:end]
-            token_ids += known or [LateTokens.stand_in(row)]
+            if known := request.all_token_ids[start:end]:
+                token_ids += known
+            elif proposed := drafts.get(request.request_id):
+                # A -1, which only fills a batch up, stands for any token.
+                token_ids.append(max(proposed[start - len(request.all_token_ids)], 0))
+            else:
+                token_ids.append(LateTokens.stand_in(row))
         # The keys they can see lie in so many blocks; a table may go on for later chunks.
         block_tables = self.block_tables[rows, : cdiv(int(seq_lens.max()), block_size)]
         positions, owners = token_positions(query_lens, seq_lens)
         slots = block_tables[owners, positions // block_size] * block_size + positions % block_size
-        flat = np.stack((token_ids, positions, slots))
+        return *self._pad(np.stack((token_ids, positions, slots))), block_tables
+
+    def _pad(self, flat: np.ndarray) -> np.ndarray:
+        """Rows of T numbers, T made a multiple of the tile: with token 0 at position 0, kept in the
+        null block, that nobody sees."""
         if self.model.row_tile:
-            # Token 0 at position 0, kept in the null block: nobody sees it.
-            flat = np.pad(flat, ((0, 0), (0, -len(token_ids) % self.model.row_tile)))
-        return *flat, block_tables
+            flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % self.model.row_tile)))
+        return flat
 
     def _update_block_tables(self, plan: SchedulerOutput) -> None:
         for request_id in [*plan.finished_req_ids, *plan.preempted_req_ids]:
@@ -183,9 +295,15 @@ class ModelRunner:
             self.block_tables[row, self._num_blocks[row] : end] = block_ids
             self._num_blocks[row] = end
 
-    def keep_tokens(self, requests: Sequence[Request], token_ids: Tensor) -> None:
-        """Let the next step begin with these tokens [requests], whatever they are."""
-        self.late_tokens.keep([self._rows[r.request_id] for r in requests], token_ids)
+    def keep_tokens(self, requests: Sequence[Request | TokenAhead], sampled: SamplerOutput) -> None:
+        """Let the next step begin with these requests' tokens, whatever they are."""
+        rows = [self._rows[request.request_id] for request in requests]
+        self.late_tokens.keep(rows, sampled.token_ids)
+
+    def pop_prompt_logprobs(self, request: Request) -> list[Told]:
+        """As `Runner.pop_prompt_logprobs`."""
+        found = self.prompt_logprobs.pop(request)
+        return list(found.rows()) if found else []
 
     def forget_requests(self) -> None:
         """Drop every block table: no request goes on."""

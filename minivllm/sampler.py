@@ -1,44 +1,93 @@
 """From logits to tokens.
 
 A request's choice depends on its own logits, its own parameters and its own random numbers,
-never on its neighbours: row by row the arithmetic is the same whatever the batch. Randomness is
-counter-based: the noise for the i-th token is a function of the request's seed and i. There is
-no generator state to lose, so a preempted request picks up where it was.
+never on its neighbours: row by row the arithmetic is the same whatever the batch.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.core.request import Request
+from minivllm.executor.abstract import SampledTokens, Told
+from minivllm.logits_processors import LogitsProcessors, Place
+from minivllm.logprobs_tensors import LogprobsTensors, to_host
 from minivllm.models.memory import to_device
+from minivllm.noise import FreshSeeds, uniform_noise
+from minivllm.spec_decode.ahead import TokenAhead, accepted
 
-_MASK = (1 << 64) - 1
 SLICE = 1024
 """Tokens whose probabilities are summed before one is looked for."""
 _NUM_CANDIDATES = 1024
 """Top-p looks at this many likeliest tokens before it sorts the whole vocabulary."""
 
 
-def uniform_noise(seed: int, counter: int) -> float:
-    """A number in [0, 1) for each (seed, counter): SplitMix64 (Steele et al. 2014), 53 bits."""
-    state = _mix(_mix(seed & _MASK) + (counter + 1) * 0x9E3779B97F4A7C15 & _MASK)
-    return (state >> 11) / (1 << 53)
+@dataclass
+class SamplerOutput:
+    """What a step samples, on the device or on its way to the CPU."""
+
+    requests: Sequence[Place]
+    token_ids: Tensor
+    """[requests]"""
+    logprobs: list[tuple[list[int], LogprobsTensors]] = field(default_factory=list)
+    """Rows that ask for equally many, and theirs."""
+    arrived: torch.cuda.Event | None = None
+    """After which all is here, if it was sent for."""
+
+    def to_host(self) -> SamplerOutput:
+        """The same, on its way to the CPU as soon as the device has got there."""
+        if self.token_ids.device.type == "cpu":
+            return self
+        logprobs = [(rows, tensors.to_host()) for rows, tensors in self.logprobs]
+        here = SamplerOutput(self.requests, to_host(self.token_ids), logprobs, torch.cuda.Event())
+        assert here.arrived is not None
+        here.arrived.record()
+        return here
+
+    def read(self) -> SampledTokens:
+        """By request id; waits for a GPU if it is not on the CPU yet."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        told = {
+            row: told
+            for rows, tensors in self.logprobs
+            for row, told in zip(rows, tensors.rows(), strict=True)
+        }
+        sampled = SampledTokens()
+        sampled.logprobs = {}
+        ahead: dict[str, list[tuple[int, int]]] = {}
+        for row, (request, token_id) in enumerate(
+            zip(self.requests, self.token_ids.tolist(), strict=True)
+        ):
+            if isinstance(request, TokenAhead):
+                place = (len(request.draft_token_ids), row)
+                ahead.setdefault(request.request_id, []).append(place)
+            else:
+                sampled[request.request_id] = token_id
+                if row in told:
+                    sampled.logprobs[request.request_id] = [told[row]]
+        for request_id, places in ahead.items():
+            self._verify(request_id, [row for _, row in sorted(places)], told, sampled)
+        return sampled
+
+    def _verify(
+        self, request_id: str, rows: list[int], told: Mapping[int, Told], sampled: SampledTokens
+    ) -> None:
+        """Keep of a request's places, in order, those whose tokens before them were accepted."""
+        last = self.requests[rows[-1]]
+        assert isinstance(last, TokenAhead)
+        tokens = accepted(last.draft_token_ids, self.token_ids[rows].tolist())
+        sampled[request_id] = tokens
+        if rows[0] in told:
+            sampled.logprobs[request_id] = [told[row] for row in rows[: len(tokens)]]
 
 
-def _mix(z: int) -> int:
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
-    return z ^ (z >> 31)
-
-
-class Sampler:
+class Sampler(FreshSeeds):
     """Picks one token per request.
 
     Args:
@@ -46,13 +95,10 @@ class Sampler:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._fresh_seeds = random.Random(seed)
+        super().__init__(seed)
+        self._logits_processors = LogitsProcessors()
 
-    def fresh_seed(self) -> int:
-        """A seed for a request without one."""
-        return self._fresh_seeds.getrandbits(63)
-
-    def sample(self, requests: Sequence[Request], logits: Tensor) -> dict[str, int]:
+    def sample(self, requests: Sequence[Place], logits: Tensor) -> SampledTokens:
         """Pick each request's next token.
 
         Args:
@@ -60,19 +106,40 @@ class Sampler:
             logits: [len(requests), vocab_size], float32; changed in place.
 
         Returns:
-            Token id by request id.
+            Token id by request id, and the log probabilities that were asked for.
         """
-        token_ids = self.sample_on_device(requests, logits).tolist()
-        return dict(zip((request.request_id for request in requests), token_ids, strict=True))
+        return self.sample_on_device(requests, logits).read()
 
     @torch.inference_mode()
-    def sample_on_device(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
-        """As `sample`, but without waiting for a GPU: token ids [len(requests)] where it is."""
+    def sample_on_device(
+        self,
+        requests: Sequence[Place],
+        logits: Tensor,
+        late_token_ids: Callable[[], Mapping[str, int | list[int]]] = dict,
+    ) -> SamplerOutput:
+        """As `sample`, but without waiting for a GPU.
+
+        Args:
+            late_token_ids: see `LogitsProcessors.apply`.
+        """
+        wanted: dict[int, list[int]] = {}
+        for row, request in enumerate(requests):
+            num_logprobs = request.sampling_params.logprobs
+            if num_logprobs is not None:
+                wanted.setdefault(num_logprobs, []).append(row)
+        raw = {k: logits[rows].log_softmax(dim=-1) for k, rows in wanted.items()}
+        if any(request.sampling_params.changes_logits for request in requests):
+            self._logits_processors.apply(logits, requests, late_token_ids)
+        token_ids = self._pick_tokens(requests, logits)
+        logprobs = [
+            (rows, LogprobsTensors.gather(raw[k], k, token_ids[rows])) for k, rows in wanted.items()
+        ]
+        return SamplerOutput(requests, token_ids, logprobs)
+
+    def _pick_tokens(self, requests: Sequence[Place], logits: Tensor) -> Tensor:
+        """Token ids [len(requests)], on the device."""
         if not requests:
             return torch.empty(0, dtype=torch.long, device=logits.device)
-        for row, request in enumerate(requests):
-            if request.next_output_index < request.sampling_params.min_tokens:
-                logits[row, list(request.stop_token_ids)] = float("-inf")
         random_rows = [row for row, r in enumerate(requests) if r.sampling_params.temperature > 0.0]
         if len(random_rows) == len(requests):  # the usual case needs no copy of the logits
             return self._draw(requests, logits)
@@ -82,7 +149,7 @@ class Sampler:
             token_ids[rows] = self._draw([requests[row] for row in random_rows], logits[rows])
         return token_ids
 
-    def _draw(self, requests: Sequence[Request], logits: Tensor) -> Tensor:
+    def _draw(self, requests: Sequence[Place], logits: Tensor) -> Tensor:
         """A token for each row of `logits`, which may be overwritten."""
         params = [request.sampling_params for request in requests]
         noise = [
@@ -93,9 +160,12 @@ class Sampler:
         temperatures, noises = to_device(numbers, str(logits.device))
         temperatures = temperatures.float()
         for row, p in enumerate(params):
-            if p.top_k > 0 or p.top_p < 1.0:
+            if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0:
                 # The largest logit becomes 0 before the division: no temperature is too small.
                 probs = ((logits[row] - logits[row].max()) / temperatures[row]).softmax(dim=-1)
+                if p.min_p > 0.0:
+                    probs = probs.masked_fill(probs < p.min_p * probs.max(), 0.0)
+                    probs /= probs.sum()
                 dropped = keep_likeliest(probs, p.top_k, p.top_p) == 0
                 logits[row].masked_fill_(dropped, float("-inf"))
         return inverse_transform(logits, temperatures, noises)

@@ -1,4 +1,4 @@
-"""Text files as people save them: UTF-8, with or without a byte-order mark, gzipped or not."""
+"""Text files as people save them: UTF-8, with or without a byte-order mark, compressed or not."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import codecs
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 from typing import Any, TextIO
+
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 
 _OTHER_MARKS = {  # UTF-32's first: it begins as UTF-16's does
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
@@ -16,7 +19,7 @@ _OTHER_MARKS = {  # UTF-32's first: it begins as UTF-16's does
 
 
 def open_text(path: str | Path) -> TextIO:
-    """Open a file to read its lines, ends of lines as they are; `.gz` is unpacked.
+    """Open a file to read its lines, ends of lines as they are; `.gz` and `.xz` are unpacked.
 
     Raises:
         ValueError: if it is UTF-16 or UTF-32, naming the file and what to do. Other bytes that are
@@ -24,7 +27,7 @@ def open_text(path: str | Path) -> TextIO:
         OSError: if it cannot be opened.
     """
     path = Path(path)
-    raw: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
+    raw = _OPEN.get(path.suffix, open)(path, "rb")
     try:
         _refuse_other_encodings(raw.peek(4)[:4], path.name)
     except BaseException:

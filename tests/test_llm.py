@@ -8,15 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from serving import build, token_ids
 
-from minivllm import LLM, LLMEngine, SamplingParams
+from minivllm import LLM, LLMEngine, SamplingParams, TokensPrompt
+from minivllm.core import TokenizedPrompt
 from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.loader import tiny_random_model
 from minivllm.outputs import RequestOutput
-from minivllm.tokenizer import tiny_tokenizer
+from minivllm.tokenizer import Tokenizer
+from minivllm.tokenizer_files import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
@@ -306,12 +309,25 @@ def test_no_detokenize(llm: LLM) -> None:
         ([], "prompt 1: the prompt is empty"),
         (
             {"prompt_token_ids": [960]},
-            r"prompt 1: token id 960 is not in the vocabulary \[0, 960\)",
+            r"prompt 1: prompt_token_ids\[0\]: 960 is not in the vocabulary \[0, 960\)",
         ),
-        ([3, -1], "prompt 1: token id -1 is not"),
-        ([3, 1.5], r"prompt 1: a token id must be an integer, got 1\.5"),
+        ([3, -1], r"prompt 1: prompt_token_ids\[1\]: -1 is not in the vocabulary"),
+        ([3, 1.5], r"prompt 1: prompt_token_ids\[1\] must be an integer, got 1\.5"),
+        ([3, True], r"prompt 1: prompt_token_ids\[1\] must be an integer, got True"),
         ([3] * 512, "prompt 1: a prompt of 512 tokens .* exceed max_model_len=512"),
-        ({"text": "a"}, "prompt 1: a prompt must be"),
+        ({"text": "a"}, "prompt 1: a prompt has no key 'text'; known are cache_salt, prompt, "),
+        ({"prompt_tokens_ids": [3]}, "no key 'prompt_tokens_ids'; did you mean 'prompt_token_ids'"),
+        ({"prompt": "a", "cachesalt": "b"}, "no key 'cachesalt'; did you mean 'cache_salt'"),
+        (
+            {"prompt": "a", "multi_modal_data": {"image": 1}},
+            "a prompt's 'multi_modal_data' is not supported: the models here read text only",
+        ),
+        ({"prompt_embeds": torch.ones(2, 4)}, "'prompt_embeds' is not supported"),
+        ({"prompt": "a", "cache_salt": ""}, "cache_salt must be a non-empty string, got ''"),
+        ({"prompt": 3}, "prompt 1: a prompt must be"),
+        ({"cache_salt": "a"}, "prompt 1: a prompt must be"),
+        (b"bytes", "prompt 1: a prompt must be"),
+        (np.ones((2, 2)), r"prompt 1: prompt_token_ids\[0\] must be an integer, got \[1.0, 1.0\]"),
         (7, "prompt 1: a prompt must be"),
         (None, "prompt 1: a prompt must be"),
     ],
@@ -322,6 +338,64 @@ def test_unusable_prompts(llm: LLM, prompt: Any, message: str) -> None:
         llm.generate(["fine", prompt], GREEDY, use_tqdm=False)
     assert nothing_is_left(llm)
     assert len(token_ids(llm, ["fine"], GREEDY)[0]) == 8
+
+
+def test_token_ids_of_other_kinds(llm: LLM) -> None:
+    ids = [3, 200, 5]
+    prompts: list[Any] = [
+        ids, tuple(ids), np.array(ids), np.array(ids, dtype=np.uint16), torch.tensor(ids),
+        list(np.array(ids)), [torch.tensor(i) for i in ids], {"prompt_token_ids": np.array(ids)},
+        TokensPrompt(prompt_token_ids=ids), range(3, 6),
+    ]  # fmt: skip
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    for output in outputs[:-1]:
+        assert output.prompt_token_ids == ids
+        assert {type(token_id) for token_id in output.prompt_token_ids} == {int}
+        assert output.outputs[0].token_ids == outputs[0].outputs[0].token_ids
+    assert outputs[-1].prompt_token_ids == [3, 4, 5]
+    for alone in (np.array(ids), torch.tensor(ids), list(np.array(ids)), tuple(ids)):
+        assert token_ids(llm, alone) == token_ids(llm, [ids])  # type: ignore[arg-type]
+    rows = np.array([ids, [4, 5, 6]])
+    assert token_ids(llm, rows) == token_ids(llm, [ids, [4, 5, 6]])  # type: ignore[arg-type]
+    for nothing in (7, None, b"ab"):
+        with pytest.raises(ValueError, match="prompts must be a prompt or a list of prompts"):
+            llm.generate(nothing, GREEDY)  # type: ignore[arg-type]
+
+
+def test_a_prompt_is_tokenised_and_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = build()
+    made, encoded = [], []
+    check, encode = TokenizedPrompt.__init__, Tokenizer.encode
+
+    def counted(self: TokenizedPrompt, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        check(self, *args, **kwargs)
+
+    monkeypatch.setattr(TokenizedPrompt, "__init__", counted)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *a, **k: encoded.append(a) or encode(*a, **k))
+    stream = llm.stream(["hello", {"prompt": "ab"}, [3, 4]], SamplingParams(n=3, max_tokens=2))
+    next(stream)
+    assert (len(made), len(encoded)) == (3, 2)
+    requests = [r for state in llm.llm_engine._states.values() for r in state.requests]
+    assert len(requests) == 9
+    for request in requests:
+        assert any(request.prompt_token_ids is prompt.token_ids for prompt in made)
+    stream.close()
+
+
+def test_cache_salt_keeps_prompts_apart() -> None:
+    llm = build()
+    ids = list(range(3, 53))
+
+    def cached(**options: Any) -> int | None:
+        prompt = {"prompt_token_ids": ids, **options}
+        return llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens
+
+    assert [cached(cache_salt=salt) for salt in ("alice", "alice", "bob")] == [0, 48, 0]
+    assert [cached(), cached(), cached(cache_salt=None)] == [0, 48, 48]
+    assert [cached(cache_salt="bob"), cached(cache_salt="bo")] == [48, 0]
+    blocks = llm.llm_engine.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
+    assert len(blocks) >= 4 * 3  # four chains of three blocks, none shared
 
 
 def test_unusable_parameters(llm: LLM) -> None:
@@ -344,6 +418,8 @@ def test_unusable_parameters(llm: LLM) -> None:
         ({"max_model_length": 5}, "no argument 'max_model_length'; did you mean 'max_model_len'"),
         ({"xyzzy": 5}, "no argument 'xyzzy'; known are"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2: minivllm runs on one device"),
+        ({"logprobs_mode": "processed_logits"}, "set it to 'raw_logprobs'"),
+        ({"max_logprobs": -2}, "max_logprobs must be at least -1"),
         ({"quantization": "awq"}, "quantization='awq' is not supported"),
         ({"dtype": "int8"}, "dtype 'int8' is not supported; use auto, float32"),
         ({"max_model_len": 4096}, "max_model_len=4096 exceeds the 2048 positions"),

@@ -11,7 +11,8 @@ from serving import build, token_ids
 
 from minivllm import SamplingParams
 from minivllm.core import Request
-from minivllm.sampler import Sampler, keep_likeliest, uniform_noise
+from minivllm.noise import uniform_noise
+from minivllm.sampler import Sampler, keep_likeliest
 
 
 def request(request_id: str = "r", outputs: int = 0, **params: Any) -> Request:
@@ -54,6 +55,9 @@ def test_greedy_takes_the_likeliest() -> None:
         ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
         ({"temperature": 1e-6}, [0, 0, 0, 1]),
         ({"top_p": 1e-9}, [0, 0, 0, 1]),
+        ({"min_p": 0.6}, [0, 0, 3 / 7, 4 / 7]),
+        ({"min_p": 0.4, "top_p": 0.75}, [0, 0, 3 / 7, 4 / 7]),
+        ({"min_p": 0.6, "temperature": 2.0}, [0, 0.2748, 0.3366, 0.3886]),  # roots of 2, 3, 4
     ],
     ids=str,
 )
@@ -92,9 +96,12 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(24, 3000, generator=torch.Generator().manual_seed(0)) * 3
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0}, {}, {"top_k": 50}, {"top_p": 0.8},
-        {"temperature": 2.0, "top_p": 0.99}, {"top_k": 2000, "top_p": 0.9},
+        {"temperature": 2.0, "top_p": 0.99}, {"top_k": 2000, "top_p": 0.9}, {"min_p": 0.1},
+        {"repetition_penalty": 1.5, "frequency_penalty": 0.3}, {"allowed_token_ids": [5, 6, 7, 8]},
+        {"temperature": 0.0, "logit_bias": {9: 20.0}}, {"min_tokens": 16, "presence_penalty": 2.0},
+        {"temperature": 0.0, "repetition_penalty": 0.5},
     ]  # fmt: skip
-    rows = [request(str(i), outputs=i, seed=i, **kinds[i % 6]) for i in range(24)]
+    rows = [request(str(i), outputs=i, seed=i, **kinds[i % 12]) for i in range(24)]
     together = sample(logits, *rows)
     assert together == [sample(logits[i : i + 1], row)[0] for i, row in enumerate(rows)]
     assert together[::-1] == sample(logits.flip(0), *rows[::-1])

@@ -19,12 +19,8 @@ from minivllm import chat
 from minivllm.detokenizer import IncrementalDetokenizer
 from minivllm.models.config import ModelConfig
 from minivllm.models.gguf_file import _eos_token_ids
-from minivllm.tokenizer import (
-    Tokenizer,
-    eos_token_id_of,
-    load_tokenizer,
-    tiny_tokenizer,
-)
+from minivllm.tokenizer import Tokenizer
+from minivllm.tokenizer_files import eos_token_id_of, load_tokenizer, tiny_tokenizer
 
 LONG = "a rather long text of many tokens, longer than eight"
 
@@ -207,9 +203,10 @@ def test_the_earliest_stop_string_wins_and_the_longest_at_a_tie() -> None:
     hello = [tokenizer.backend.token_to_id("Ġhello")]
     for stop in (["lo", "ell"], ["ell", "lo"], ["ll", "ell"]):
         assert detokenized(tokenizer, hello, stop) == (" h", "ell"), stop
-    assert detokenized(
-        tokenizer, hello, ["lo", "ll", "ell"], include_stop_str_in_output=True
-    ) == (" hell", "ell")
+    assert detokenized(tokenizer, hello, ["lo", "ll", "ell"], include_stop_str_in_output=True) == (
+        " hell",
+        "ell",
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -270,10 +267,10 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _alphabet() -> dict[str, int]:
-    from minivllm.tokenizer import _byte_level_alphabet
+    from minivllm.tokenizer import byte_level_alphabet
 
-    assert sorted(_byte_level_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    return _byte_level_alphabet()
+    assert sorted(byte_level_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    return byte_level_alphabet()
 
 
 @pytest.mark.parametrize("make", [byte_fallback, words])

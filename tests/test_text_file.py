@@ -16,7 +16,7 @@ from minivllm.runs.conformance import read_traces
 from minivllm.sim import FittedCost, Trace, read_bench, read_results
 from minivllm.sim.calibrate import Calibration, recorded
 from minivllm.text_file import open_text, read_json, read_text
-from minivllm.tokenizer import load_tokenizer, tiny_tokenizer
+from minivllm.tokenizer_files import load_tokenizer, tiny_tokenizer
 
 COST = FittedCost(0.01, {}, {0: 0.001})
 TRACE = {"arrival": 0.5, "prompt_len": 5, "output_len": 3}

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from minivllm.detokenizer import IncrementalDetokenizer
-from minivllm.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
+from minivllm.tokenizer import Tokenizer
+from minivllm.tokenizer_files import load_tokenizer, tiny_tokenizer
 
 BAD = "\ufffd"
 

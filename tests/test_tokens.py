@@ -34,6 +34,13 @@ def test_there_are_enough_prompts_of_every_kind() -> None:
     assert sum(length >= 300 for length in lengths) >= 5
 
 
+@pytest.mark.parametrize("index", range(3, 64, 12))
+def test_the_reference_is_what_transformers_makes(index: int) -> None:
+    prompts, expected = smollm2_reference()
+    model = hf_model(find_model(DEFAULT_MODEL))
+    assert hf_generate(model, prompts[index]) == expected[index]
+
+
 def test_one_at_a_time() -> None:
     llm = build(smollm2(), max_num_seqs=1, enable_prefix_caching=False)
     check(llm)
