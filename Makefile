@@ -1,7 +1,7 @@
 # minivllm: `make book` and `make test` are all there is to know; `make help` lists the rest.
 
 # The first Python that is new enough; `make PYTHON=python3.12 book` chooses another.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && exit; \
 	done; echo python3)
 VENV ?= .venv
@@ -21,7 +21,7 @@ SETUP := $(VENV)/.stamp-model
 ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab grade exercises solutions serve lint upstream-check \
+.PHONY: help setup book test test-all test-fast lab grade exercises solutions serve zip lint upstream-check \
 	bench bench-peers clean distclean
 
 help: ## List the targets
@@ -34,6 +34,20 @@ book: $(SETUP) ## Set up if needed, then build the site in _build/html
 
 test: $(SETUP) ## Set up if needed, then run every test
 	@$(ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What `make test` shows on a few pages, models and sizes, on all of them.
+test-all: $(SETUP) ## Set up if needed, then every test with all that it can repeat: some hours
+	@$(ENV) $(BIN)/python -m pytest --all-of-it $(PYTEST_ARGS)
+
+# In the loop in which people work: the core against vLLM's decisions, the engine, one page's stepper.
+FAST := tests/test_core.py tests/test_core_properties.py tests/test_conformance.py tests/test_arrows.py \
+	tests/test_core_is_pure.py tests/test_llm.py \
+	tests/test_stepper_page.py::test_play_jump_home_and_end \
+	tests/test_stepper_page.py::test_a_shared_link_opens_at_its_step
+FAST_ARGS ?= -q -n 2 --dist loadgroup
+
+test-fast: $(SETUP) ## Set up if needed, then the tests of core, engine and one page: under a minute
+	@$(ENV) $(BIN)/python -m pytest $(FAST_ARGS) $(FAST)
 
 lab: $(SETUP) ## Open the book's notebooks in JupyterLab (LAB_DIR=exercises: the exercises)
 	@mkdir -p $(VENV)/share/jupyter/lab/settings
@@ -53,11 +67,14 @@ serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
+zip: book ## Build the site and put it into one file that works from disk
+	@$(BIN)/python tools/offline_zip.py
+
 lint: $(SETUP) ## Check style and types (ruff, mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-upstream-check: $(SETUP) ## Check every cited line of vLLM against its files (100 MB)
+upstream-check: $(SETUP) ## Check every cited line of vLLM against its files (700 MB)
 	@$(BIN)/python tools/check_upstream.py
 
 bench: $(SETUP) ## Measure the engine beside its peers (BENCH_ARGS="engines --quick": a look)

@@ -93,7 +93,7 @@ def write_model(directory: Path, config: dict[str, Any] = QWEN3_06B) -> Path:
 
     from minivllm.models.config import ModelConfig
     from minivllm.models.loader import _random_weights
-    from minivllm.tokenizer import tiny_tokenizer
+    from minivllm.tokenizer_files import tiny_tokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "model.safetensors"

@@ -26,8 +26,8 @@ from minivllm.sim import (
     Constant,
     Mix,
     OpenLoop,
-    Scenario,
     SimResult,
+    SimulationConfig,
     roofline,
     simulate,
 )
@@ -46,14 +46,14 @@ def chats(scale: float) -> SimResult:
 
     Records are kept of 10,000 requests, so that what grows with time would show in the memory.
     """
-    return Scenario(OpenLoop("chat", 20, duration=3600 * scale)).run(max_records=10_000)
+    return SimulationConfig(OpenLoop("chat", 20, duration=3600 * scale)).run(max_records=10_000)
 
 
 def documents(scale: float) -> SimResult:
     """Ten minutes of exercise 10's mix: every tenth prompt has 16,000 tokens, taken in chunks."""
     workload = OpenLoop("chat90-doc10", 10, duration=600 * scale)
     knobs = {"max_num_batched_tokens": 2048, "long_prefill_token_threshold": 512}
-    return Scenario(workload, knobs=knobs).run()
+    return SimulationConfig(workload, knobs=knobs).run()
 
 
 WORKLOADS: dict[str, Callable[[float], SimResult]] = {

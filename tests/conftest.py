@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,60 @@ if TYPE_CHECKING:
 # Set before torch is imported, and inherited by the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+OPTIONAL = ("distributed", "pyarrow", "pandas", "triton", "build", "twine", "check_jsonschema")
+"""What users do without, and .ci/requirements.txt brings."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-of-it`, as `make test-all` has it."""
+    words = "repeat on all pages, exercises, models and sizes what is shown on a few"
+    parser.addoption("--all-of-it", action="store_true", help=words)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests ask the environment: they are told before they are imported."""
+    if config.getoption("all_of_it"):
+        os.environ["MINIVLLM_ALL_LIVE"] = "1"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A file of tests that is skipped for want of an optional package fails where they must be."""
+    outcome = yield
+    fail_if_optional_was_missing(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """The same for one test."""
+    outcome = yield
+    fail_if_optional_was_missing(outcome.get_result())
+
+
+def fail_if_optional_was_missing(report: Any) -> None:
+    """Make a skip a failure if MINIVLLM_REQUIRE_OPTIONAL=1 and an optional package was missing."""
+    if os.environ.get("MINIVLLM_REQUIRE_OPTIONAL") != "1" or report.outcome != "skipped":
+        return
+    missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+    if missing and sys.platform == "linux":
+        report.outcome = "failed"
+        report.longrepr = (
+            f"skipped ({report.longrepr}) where nothing may be for want of a package; missing: "
+            f"{', '.join(missing)} (pip install -r .ci/requirements.txt)"
+        )
+
+
+def few(names: Iterable[str], first: Sequence[str]) -> list[Any]:
+    """Parameters of a test that is slow in a page: those that begin so, and all of them where
+    MINIVLLM_ALL_LIVE=1 asks for half an hour more."""
+    skip = pytest.mark.skipif(
+        os.environ.get("MINIVLLM_ALL_LIVE") != "1", reason="MINIVLLM_ALL_LIVE=1 runs all pages"
+    )
+    return [
+        pytest.param(name, marks=() if name.startswith(tuple(first)) else skip) for name in names
+    ]
+
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def table():
 
 def test_every_citation_is_in_the_table_and_every_entry_is_cited(table):
     assert check_upstream.check_table(table) == []
+
+
+def test_lines_of_vllm_that_chapter_4_shows_are_vllms(table):
+    page = TOOL.parents[1] / "book" / "04-one-step-of-the-scheduler.md"
+    block = re.search(r"^```python\n((?:\d+  .*\n)+)```$", page.read_text(), re.MULTILINE)
+    shown = dict(line.split(maxsplit=1) for line in block[1].splitlines())
+    theirs = table["vllm/v1/core/sched/scheduler.py"]
+    assert shown == {number: theirs[number] for number in shown}
+    assert len(shown) == 10
 
 
 @pytest.fixture

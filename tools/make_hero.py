@@ -1,6 +1,7 @@
 """Draws the picture on the landing page and in README.md, from a real run of the scheduler.
 
-    python tools/make_hero.py    (writes book/_static/hero-light.svg and hero-dark.svg)
+    python tools/make_hero.py               (writes book/_static/hero-light.svg and hero-dark.svg)
+    python tools/make_hero.py --preview     (preview.png too, for links to the site; needs Chromium)
 
 Four requests with a budget of 64 tokens a step; the picture is the state right after one
 `schedule()`: what each request had computed, what this step adds, what is left.
@@ -8,6 +9,7 @@ Four requests with a budget of 64 tokens a step; the picture is the state right 
 
 from __future__ import annotations
 
+import html
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,7 @@ def run() -> list[Lane]:
         output = scheduler.schedule()
         if step == STEP:
             break
-        ready = [r for r in scheduler.running if r.num_computed_tokens == r.num_tokens]
+        ready = [r for r in scheduler.running if r.is_caught_up]
         scheduler.update_from_output(output, {request.request_id: 1 for request in ready})
     return [
         Lane(name, request.num_computed_tokens, count, request.num_tokens)
@@ -119,9 +121,7 @@ def draw(lanes: list[Lane], palette: Palette, card: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f"font-family='{FONT}' font-size=\"18\">\n"
-        f"<title>One step of the scheduler: {spoken}</title>\n"
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        f"<title>One step of the scheduler: {spoken}</title>\n" + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -135,7 +135,30 @@ def pictures() -> dict[Path, str]:
     }
 
 
+def write_preview(path: Path) -> None:
+    """The picture as 1200 by 630 pixels of PNG, which is what other sites show of a link."""
+    import os
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    picture = draw(run(), LIGHT, "#fbfcfd")
+    page = f"""<body style="margin:0; background:#eef1f4; height:630px; display:flex; gap:40px;
+        align-items:center; justify-content:center; font-family:{html.escape(FONT)}">
+        <h1 style="width:380px; font-size:54px; line-height:1.15; color:#1f2937; margin:0">
+        Continuous Batching and the Scheduler</h1><div style="width:680px">{picture}</div></body>"""
+    with sync_playwright() as playwright:
+        chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1200, "height": 630})
+        view.set_content(page)
+        view.screenshot(path=path)
+        browser.close()
+
+
 if __name__ == "__main__":
     for path, content in pictures().items():
         path.write_text(content, encoding="utf-8")
         print(path.relative_to(ROOT))
+    if "--preview" in sys.argv[1:]:
+        write_preview(ROOT / "book" / "_static" / "preview.png")

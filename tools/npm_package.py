@@ -93,11 +93,12 @@ def npm(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def unpack(package: NpmPackage, archive: Path, folder: Path) -> None:
-    """Take the wanted files out of the archive, flat."""
+    """Take the wanted files out of the archive."""
     folder.mkdir()
     with tarfile.open(archive) as members:
         for name in package.files:
             member = members.extractfile(f"package/{name}")
             if member is None:
                 raise OSError(f"{name} is not in the package")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(member.read())

@@ -1,0 +1,172 @@
+"""The workflows that publish the site and look for a newer vLLM, as far as no host is needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+from tools import newer_vllm  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+GITLAB = ROOT / ".gitlab-ci.yml"
+
+
+def steps(path: Path) -> dict[str, list[str]]:
+    """Job -> its shell commands."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path == GITLAB:
+        return {name: job["script"] for name, job in data.items() if "script" in job}
+    return {
+        name: [step["run"] for step in job["steps"] if "run" in step]
+        for name, job in data["jobs"].items()
+    }
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{path.name}-{job}-{index}")
+    for path in (*GITHUB, GITLAB)
+    for job, commands in steps(path).items()
+    for index, command in enumerate(commands)
+]
+
+
+@pytest.mark.parametrize("path", [*GITHUB, GITLAB], ids=lambda path: path.name)
+def test_a_workflow_is_what_its_host_understands(path):
+    pytest.importorskip("check_jsonschema", reason=".ci/requirements.txt has it")
+    schema = "vendor.gitlab-ci" if path == GITLAB else "vendor.github-workflows"
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_step_calls_is_there(command, tmp_path):
+    assert subprocess.run(["bash", "-nc", command], check=False).returncode == 0
+    for words in re.findall(r"(?m)^make .*$", command):
+        done = subprocess.run(
+            ["bash", "-c", f"exec {words.replace('make', 'make --dry-run', 1)}"], cwd=ROOT,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for script in re.findall(r"\.ci/\w+", command):
+        assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0
+    for word in re.findall(r"\.ci/site (\w+)", command):
+        assert re.search(rf"(?m)^    {word}\)$", (ROOT / ".ci" / "site").read_text())
+    for tool in re.findall(r"python (tools/\w+\.py)", command):
+        done = subprocess.run(
+            [sys.executable, tool, "--help"], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0
+    if command.startswith("minivllm "):
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    for test in re.findall(r"tests/\w+\.py", command):
+        assert (ROOT / test).is_file()
+
+
+def test_both_hosts_build_and_test_alike():
+    github = steps(ROOT / ".github" / "workflows" / "site.yml")["build"]
+    gitlab = steps(GITLAB)["pages"]
+    assert github == gitlab[: len(github)]
+    assert gitlab[len(github) :] == ["cp -r _build/html public"]
+    looks = steps(ROOT / ".github" / "workflows" / "upstream.yml")["newer"]
+    assert looks[0] == steps(GITLAB)["upstream"][0]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_pages_are_pushed_as_notebooks(tmp_path):
+    """`.ci/site notebooks`, run for real against a repository on this disk."""
+    pytest.importorskip("jupytext")
+    copy, remote = tmp_path / "copy", tmp_path / "remote.git"
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("book", "exercises", "tools", "minivllm", ".ci"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, copy)
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    python = copy / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    subprocess.run(["git", "init", "-q", "--bare", str(remote)], check=True)
+    env = {"PATH": "/usr/bin:/bin", "NOTEBOOKS_REMOTE": str(remote), "HOME": str(tmp_path)}
+
+    def push() -> str:
+        done = subprocess.run(
+            ["bash", ".ci/site", "notebooks"], cwd=copy, env=env, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    text = (copy / "_config.yml").read_text(encoding="utf-8")
+    line = re.search(r"(?m)^repository: .*$", text)[0]
+    (copy / "_config.yml").write_text(text.replace(line, "repository: {url: ''}"))
+    assert "no address in _config.yml" in push()
+    named = "repository: {url: 'https://github.com/teacher/course'}"
+    (copy / "_config.yml").write_text(text.replace(line, named))
+    for _ in range(2):  # and once more, over what is there
+        push()
+    listing = subprocess.run(
+        ["git", "--git-dir", str(remote), "ls-tree", "-r", "--name-only", "notebooks"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert "book/04-one-step-of-the-scheduler.ipynb" in listing
+    assert "exercises/13_never_fits.ipynb" in listing
+
+
+# --- a newer vLLM ------------------------------------------------------------------------------
+
+
+def release(folder: Path, version: str, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / version / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / version
+
+
+def test_the_difference_names_what_the_scheduler_follows_and_nothing_else(tmp_path, capsys):
+    scheduler = "vllm/v1/core/sched/scheduler.py"
+    old = release(tmp_path, "0.33.0", {scheduler: "a\nb\n", "vllm/v1/request.py": "same\n",
+                                       "vllm/entrypoints/llm.py": "x\n"})  # fmt: skip
+    new = release(tmp_path, "0.34.0", {scheduler: "a\nc\n", "vllm/v1/request.py": "same\n",
+                                       "vllm/entrypoints/llm.py": "y\n",
+                                       "vllm/v1/core/new.py": "n\n" * 30_000})  # fmt: skip
+    out = tmp_path / "newer.md"
+    assert newer_vllm.main(["--between", str(old), str(new), "--report", str(out)]) == 0
+    text = out.read_text()
+    assert text.splitlines()[0] == "# vLLM 0.34.0 is out"
+    assert "2 changed" in text
+    assert f"- `{scheduler}`: 2 lines" in text
+    assert "\n-b\n+c\n" in text
+    assert "vllm/v1/core/new.py: too long for here" in text
+    assert "request.py" not in text
+    assert "entrypoints" not in text
+    assert len(text) < 65_536
+    capsys.readouterr()
+
+
+def test_nothing_newer_is_an_empty_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(newer_vllm, "newest_release", lambda: newer_vllm.NEWEST)
+    out = tmp_path / "newer.md"
+    assert newer_vllm.main(["--report", str(out)]) == 0
+    assert out.read_text() == ""
+    assert "is the newest release, and known" in capsys.readouterr().out
+
+
+def test_versions_are_numbers_and_candidates_do_not_count():
+    text = "vllm (0.9.2)\nAvailable versions: 0.9.2, 0.34.0rc1, 0.10.0, 0.11.0.post1\n"
+    assert newer_vllm.newest_of(text) == "0.10.0"
+    with pytest.raises(RuntimeError, match="no matching"):
+        newer_vllm.newest_of("ERROR: no matching distribution")

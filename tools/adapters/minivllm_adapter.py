@@ -1,0 +1,67 @@
+"""minivllm's scheduler behind the pipe of `python -m minivllm.conformance run`: the one to copy.
+
+    python -m minivllm.conformance run TRACES.jsonl.gz -- python tools/adapters/minivllm_adapter.py
+
+What the messages mean is told in `minivllm.runs.under_test`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from minivllm.core import RequestStatus, Scheduler, SchedulerOutput
+from minivllm.runs.conformance import make_request, make_scheduler
+
+HELLO = {
+    "protocol": 1,
+    "name": "minivllm",
+    "decides": ["who", "tokens", "order", "preemption", "admission", "block_ids", "cache_hits"],
+    "lacks": [],
+}
+
+
+def step(scheduler: Scheduler, message: dict[str, Any]) -> tuple[SchedulerOutput, dict[str, Any]]:
+    """Plan one step; the plan, and what it decides."""
+    for spec in message["add"]:
+        scheduler.add_request(make_request(spec))
+    scheduler.finish_requests(message["abort"], RequestStatus.FINISHED_ABORTED)
+    output = scheduler.schedule()
+    planned = {id_: scheduler.requests[id_] for id_ in output.num_scheduled_tokens}
+    admitted = [*output.scheduled_new_reqs, *output.scheduled_resumed_reqs]
+    admitted.sort(key=scheduler.running.index)
+    return output, {
+        "scheduled": list(output.num_scheduled_tokens.items()),
+        "sampling": {
+            id_: request.next_output_index
+            for id_, request in planned.items()
+            if request.num_computed_tokens >= len(request.all_token_ids)
+        },
+        "preempted": output.preempted_req_ids,
+        "admitted": [request.request_id for request in admitted],
+        "cached": {request.request_id: request.num_cached_tokens for request in admitted},
+        "block_ids": {id_: scheduler.kv_cache_manager.get_block_ids(id_) for id_ in planned},
+    }
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    plans: list[SchedulerOutput] = []
+    for line in sys.stdin:
+        message = json.loads(line)
+        answer: dict[str, Any] = HELLO
+        if message["op"] == "begin":
+            workload = {"config": message["config"], "vllm": message["release"]}
+            scheduler, plans, answer = make_scheduler(workload), [], {}
+        elif message["op"] == "step":
+            plan, answer = step(scheduler, message)
+            plans.append(plan)
+        elif message["op"] == "tokens":
+            outputs = scheduler.update_from_output(plans.pop(0), message["tokens"])
+            answer = {"finished": [o.request_id for o in outputs if o.finish_reason]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
