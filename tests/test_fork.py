@@ -212,7 +212,13 @@ def test_the_zip_works_from_disk(visitor, fork, tmp_path):
     page, asked = visitor
     page.context.unroute("**/*")
     failed: list[str] = []
-    page.on("requestfailed", lambda request: failed.append(request.url))
+
+    def note(request):
+        # A page left before its icon came asks for nothing that is missing.
+        if request.failure != "net::ERR_ABORTED":
+            failed.append(f"{request.url}: {request.failure}")
+
+    page.on("requestfailed", note)
     page.on("request", lambda r: r.url.startswith("file:") or asked.append(r.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.goto((folder / "index.html").as_uri())
