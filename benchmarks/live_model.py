@@ -1,11 +1,13 @@
 """How fast a model in a page is, in headless Chromium, from a site on localhost.
 
-    make book && .venv/bin/python benchmarks/live_model.py [--model tiny-random] [--peer FOLDER]
+    make book && .venv/bin/python benchmarks/live_model.py [--model little-stories] [--peer FOLDER]
 
-- cold, warm: from the press to the first token; with an empty browser, and with what it has kept;
+- cold, warm: from the press to the first token; with an empty browser, and with what it has kept,
+  the median of the rounds; of it Python: until Python could run;
 - tokens a second of one request and of eight together: decodes alone, the median of the rounds;
 - click: the longest that the page's own thread was held up while eight requests ran;
-- memory: of the page's process, at its largest.
+- memory: of the page's process after that; of it Python: of one that has imported the engine and
+  loaded no model.
 
 `--peer`: `npm install @wllama/wllama` (llama.cpp in the browser) in that folder, measured in turns
 with the same GGUF on one thread. Times are wall-clock: another program on the machine counts.
@@ -99,14 +101,24 @@ def run(page: Page, model: str, what: str) -> str:
     return str(page.evaluate(RUN, SETUP.format(model=model, what=what))).strip()
 
 
-def first_token(page: Page, url: str, model: str) -> float:
-    """Seconds from the press to the first token."""
+def first_token(page: Page, url: str, model: str) -> tuple[float, float]:
+    """Seconds from the press to the first token, and to a Python that runs."""
     page.goto(f"{url}{PAGE}")
     page.wait_for_function("() => window.minivllmCells")
     start = time.monotonic()
     page.evaluate("() => window.minivllmCells.start()")
+    python = time.monotonic() - start
     run(page, model, "rate(1, 2)")
-    return time.monotonic() - start
+    return time.monotonic() - start, python
+
+
+def python_megabytes(page: Page, url: str) -> float:
+    """Of a page whose Python has imported the engine and loaded no model."""
+    page.goto(f"{url}{PAGE}")
+    page.wait_for_function("() => window.minivllmCells")
+    page.evaluate("() => window.minivllmCells.start()")
+    page.evaluate(RUN, "from minivllm import LLMEngine, SamplingParams")
+    return resident_megabytes()
 
 
 def resident_megabytes() -> float:
@@ -124,8 +136,16 @@ def measure(site: Path, model: str, peer: Path | None) -> dict[str, Any]:
             d, executable_path=path, args=["--no-sandbox"]
         )
         page = context.new_page()
-        found: dict[str, Any] = {"cold, s": first_token(page, url, model)}
-        found["warm, s"] = first_token(page, url, model)
+        found: dict[str, Any] = {"cold, s": first_token(page, url, model)[0]}
+        warm = [first_token(page, url, model) for _ in range(ROUNDS)]
+        found["warm, s"], found["of it Python, s"] = map(statistics.median, zip(*warm))
+        context.close()
+        context = playwright.chromium.launch_persistent_context(
+            d, executable_path=path, args=["--no-sandbox"]
+        )
+        page = context.new_page()
+        found["of it Python, MB"] = python_megabytes(page, url)
+        run(page, model, "rate(1, 2)")
         page.evaluate(WATCH)
         run(page, model, "rate(8)")
         found["click, ms"] = page.evaluate("() => window.longest")  # a page behind another waits

@@ -21,7 +21,6 @@ from minivllm.executor.abstract import ExecutorArgs, PendingTokens, SampledToken
 from minivllm.executor.selector import make_executor
 from minivllm.inputs import Prompt, tokenize
 from minivllm.logprobs import LogprobsProcessor
-from minivllm.models.config import DEFAULT_MODEL
 from minivllm.outputs import CompletionOutput, RequestOutput
 from minivllm.runs import make_observer
 from minivllm.tokenizer import Tokenizer
@@ -73,7 +72,8 @@ class LLMEngine:
     """A model, a scheduler, and the requests between them.
 
     Args:
-        model: as for `load_model`, or a model loaded already.
+        model: as for `load_model`, or a model loaded already; None: `DEFAULT_MODEL`, and in a page
+            of the book the one that its reader has chosen.
         tokenizer: directory with another tokenizer than the model's own.
         dtype: "auto" (float32 on a CPU, else the checkpoint's own), "float32", "bfloat16" or
             "float16". On a CPU with our kernels, "bfloat16" has matrices in 16 bits, and sums,
@@ -110,7 +110,7 @@ class LLMEngine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | LoadedModel = DEFAULT_MODEL,
+        model: str | os.PathLike[str] | LoadedModel | None = None,
         *,
         tokenizer: str | None = None,
         dtype: str | torch.dtype = "auto",

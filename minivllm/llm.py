@@ -17,7 +17,6 @@ from minivllm.core.releases import NEWEST
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.engine import LLMEngine
 from minivllm.inputs import Prompt, as_prompts
-from minivllm.models.config import DEFAULT_MODEL
 from minivllm.outputs import RequestOutput
 from minivllm.tokenizer import Tokenizer
 
@@ -54,7 +53,8 @@ class LLM:
     """A model that completes prompts, many at a time.
 
     Args:
-        model: see `minivllm.models.loader.load_model`; default: SmolLM2-135M-Instruct.
+        model: see `minivllm.models.loader.load_model`; default: SmolLM2-135M-Instruct, and in a
+            page of the book the one that its reader has chosen.
         tokenizer: directory with another tokenizer.
         kwargs: any argument of `LLMEngine`, by its name or by vLLM's; arguments of vLLM's
             that change nothing here are passed over. `vllm_version` defaults to the newest release
@@ -66,7 +66,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | LoadedModel = DEFAULT_MODEL,
+        model: str | os.PathLike[str] | LoadedModel | None = None,
         *,
         tokenizer: str | None = None,
         **kwargs: Any,

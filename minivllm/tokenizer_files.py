@@ -42,6 +42,13 @@ PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
 }
 """How each family cuts text before merging, by GGUF's name (llama.cpp, src/llama-vocab.cpp)."""
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The chat template of the models that are made here."""
+
 _CONTROL, _USER_DEFINED = 3, 4  # token types of a GGUF
 
 
@@ -163,12 +170,7 @@ def tiny_tokenizer() -> Tokenizer:
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
     backend = _byte_level_bpe(tokens, merges, PRE_TOKENIZERS["gpt-2"])
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
-    template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-        "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return Tokenizer(backend, template, {"bos_token": special[1], "eos_token": special[2]})
+    return Tokenizer(backend, CHATML, {"bos_token": special[1], "eos_token": special[2]})
 
 
 def _byte_level_bpe(

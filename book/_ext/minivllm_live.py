@@ -69,14 +69,6 @@ def notebook_metadata(path: Path) -> dict[str, Any]:
     return {"kernelspec": python, "language_info": {"name": "python"}}
 
 
-def model_size() -> int:
-    """Bytes of the model that the chapters load: its file's and its tokenizer's, about."""
-    from minivllm.models.loader import default_gguf
-
-    path = default_gguf()
-    return path.stat().st_size if path else 0
-
-
 def role_of(cell: dict[str, Any]) -> str:
     """What a cell of an exercise is: "answer", "graded", "free-text", or ""."""
     return cell.get("metadata", {}).get("minivllm", {}).get("role", "")
@@ -118,7 +110,7 @@ def add_bars(app: Sphinx, doctree: nodes.document) -> None:
     add_free_text(doctree, cells)
     target = posixpath.relpath(data_file(page), posixpath.dirname(page) or ".")
     loads = any(cells[node["cell_index"]]["model"] for node in shown)
-    model = f'data-model="{model_size()}" ' if loads else ""
+    model = "data-model " if loads else ""
     top = raw(
         f'<div class="mv-code-page" data-page="{page}" data-notebook="{target}" {model}'
         'role="toolbar" aria-label="Run this page\'s code"></div>'

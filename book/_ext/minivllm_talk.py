@@ -21,10 +21,11 @@ for folder in (ROOT, ROOT / "book" / "_ext", ROOT / "book" / "live"):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
-from minivllm_live import model_size, raw  # noqa: E402
+from minivllm_live import raw  # noqa: E402
 from minivllm_stepper import code_files  # noqa: E402
-from minivllm_talk_session import PROMPTS, talk  # noqa: E402
+from minivllm_talk_session import PROMPTS, SMALL_PROMPTS, talk  # noqa: E402
 
+from minivllm.models.config import DEFAULT_MODEL, SMALL_MODEL  # noqa: E402
 from minivllm.stepper.embed import entry_with, stepper_html  # noqa: E402
 from tools.live_model import why_no_model  # noqa: E402
 
@@ -48,7 +49,8 @@ class TalkDirective(SphinxDirective):
         steps = entry["recording"]["steps"]
         first = next(n for n, step in enumerate(steps) if step["stats"]["num_preemptions"])
         still = f"<p>{html.escape(' '.join(entry['recording']['sentences'][first]))}</p>"
-        about = json.dumps({"prompts": PROMPTS, "size": model_size(), "reason": why_no_model()})
+        prompts = {DEFAULT_MODEL: PROMPTS, SMALL_MODEL: SMALL_PROMPTS}
+        about = json.dumps({"prompts": prompts, "reason": why_no_model()})
         form = f'<div class="mv-talk" data-about="{html.escape(about, quote=True)}"></div>'
         return [raw(form + stepper_html([entry], "talk", first, still))]
 

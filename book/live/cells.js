@@ -6,6 +6,7 @@
  */
 
 import { Judge } from "./judge.js";
+import { isPrintedModel, modelChooser, onChoice } from "./model_choice.js";
 import { Notebook } from "./notebook.js";
 import { Outputs } from "./outputs.js";
 import { pagePython, whyNotLive } from "./python.js";
@@ -248,10 +249,19 @@ class LivePage {
     act("reset", "Reset all", "Back to the code and the outputs that the book was printed with", () => this.resetAll());
     act("download", "Download notebook", "This page as a notebook, with your edits, for JupyterLab", () => this.download());
     const more = torch ? ` ${torch} of the page's ${this.cells.length} cells need what no page has, and say so.` : "";
-    const model = this.bar.dataset.model ? ` Its model is loaded when a cell first needs it: ${megabytes(Number(this.bar.dataset.model))} more, which the browser keeps.` : "";
+    const hasModel = "model" in this.bar.dataset;
+    const model = hasModel ? " The model is loaded when a cell first needs it, and the browser keeps it." : "";
     this.status.textContent = `Its code runs in your browser: ${megabytes(LIVE.size)} of Python from this site, nothing leaves the page.${model}${more}`;
     this.bar.append(...Object.values(this.buttons), this.progress, this.status);
+    if (hasModel) this.#offerModels();
     this.showTools();
+  }
+
+  #offerModels() {
+    this.bar.append(modelChooser());
+    onChoice((name) => {
+      if (this.#python?.isRunning) this.say(`An engine that a cell makes from now on has ${name.split("/").at(-1)}; one that is there keeps its own.`);
+    });
   }
 
   showTools() {
@@ -514,9 +524,9 @@ class LivePage {
     }
   }
 
-  /** A hidden cell asserts what the text says; where the reader has changed the code, it may fail. */
+  /** A hidden cell asserts what the text says; where the reader has changed the code or the model, it may fail. */
   #isForgiven(cell, result) {
-    return !cell.outputs && result.error === "AssertionError" && this.notebook.edited.length > 0;
+    return !cell.outputs && result.error === "AssertionError" && (this.notebook.edited.length > 0 || !isPrintedModel());
   }
 
   /** A hidden cell's error is shown at the cell above it. */

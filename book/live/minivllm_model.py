@@ -91,6 +91,16 @@ def let_executor_open() -> None:
 
     tqdm.monitor_interval = 0  # it would start a thread
     wasm_executor.open_model = open_model
+    wasm_executor.default_model = default_model
+
+
+def default_model() -> str:
+    """The model that the page's reader has chosen (model_choice.js)."""
+    import js
+
+    from minivllm.models.config import DEFAULT_MODEL
+
+    return js.minivllmChosen or DEFAULT_MODEL
 
 
 def open_model(name: str) -> tuple[PageMachine, PageFile]:

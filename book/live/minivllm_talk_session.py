@@ -16,6 +16,12 @@ from minivllm_judge import Ask
 from minivllm.stepper.live import LiveSession
 
 PROMPTS = ("Why is the sky blue?", "Write one line about the sea.", "Name three colours.")
+SMALL_PROMPTS = (
+    "Tell me a story about a cat.",
+    "Tell me about a brave girl.",
+    "Write a story about a storm.",
+)
+"""For the small model, which has read nothing but stories."""
 MAX_TOKENS = 40
 KNOBS = {
     "max_model_len": 128,

@@ -121,7 +121,7 @@ class Executor(Protocol):
 class ExecutorArgs:
     """What `LLMEngine` was given, for the executor: the arguments of the same names."""
 
-    model: str | os.PathLike[str] | Any
+    model: str | os.PathLike[str] | Any | None
     tokenizer: str | None
     dtype: Any
     device: str

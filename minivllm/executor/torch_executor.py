@@ -12,6 +12,7 @@ from minivllm.core.request import Request
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.core.scheduler import Scheduler
 from minivllm.executor.abstract import ExecutorArgs
+from minivllm.models.config import DEFAULT_MODEL
 from minivllm.models.llama import LlamaModel, backend_and_dtype
 from minivllm.models.loader import DTYPES, LoadedModel, load_model
 from minivllm.runner import ModelRunner
@@ -33,11 +34,8 @@ class TorchExecutor:
 
     def __init__(self, args: ExecutorArgs) -> None:
         self.device = _resolve_device(args.device)
-        loaded = (
-            args.model
-            if isinstance(args.model, LoadedModel)
-            else load_model(args.model, args.tokenizer)
-        )
+        model = DEFAULT_MODEL if args.model is None else args.model
+        loaded = model if isinstance(model, LoadedModel) else load_model(model, args.tokenizer)
         self.model_config = loaded.config
         self._open_tokenizer = loaded.open_tokenizer
         dtype = _resolve_dtype(args.dtype, self.device, loaded.config.dtype)

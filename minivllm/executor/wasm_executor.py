@@ -27,7 +27,7 @@ from minivllm.core.request import Request
 from minivllm.core.sampling_params import SamplingParams
 from minivllm.executor.abstract import ExecutorArgs, SampledTokens, Told
 from minivllm.logprobs import prompt_rows_wanted
-from minivllm.models.config import ModelConfig
+from minivllm.models.config import DEFAULT_MODEL, ModelConfig
 from minivllm.noise import FreshSeeds, uniform_noise
 from minivllm.tokenizer import Tokenizer
 
@@ -76,6 +76,14 @@ def _not_here(name: str) -> tuple[Machine, ModelFile]:
 
 open_model: Callable[[str], tuple[Machine, ModelFile]] = _not_here
 """Gets a machine for a model and the model's file; the page's Python sets it."""
+
+
+def _the_books_model() -> str:
+    return DEFAULT_MODEL
+
+
+default_model: Callable[[], str] = _the_books_model
+"""Names the model of an engine that is given none; the page's Python sets it."""
 
 _models: dict[str, WasmModel] = {}
 """Loaded ones: engines of the same model share its weights."""
@@ -498,7 +506,7 @@ class WasmExecutor:
 
     def __init__(self, args: ExecutorArgs) -> None:
         _check(args)
-        name = str(args.model)
+        name = default_model() if args.model is None else str(args.model)
         if name not in _models:
             _models[name] = WasmModel(*open_model(name))
         self.model = _models[name]

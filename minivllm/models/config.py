@@ -9,6 +9,10 @@ from typing import Any
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """135 million parameters: small enough for a laptop's CPU, large enough to make sentences."""
 
+SMALL_MODEL = "little-stories"
+"""Under a million parameters, in the package: it has read nothing but made-up stories, and is for
+trying the scheduler, not for asking (tools/train_small_model.py)."""
+
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """One decoder serves all three: Qwen2 adds a bias to Q, K and V; Qwen3 normalises Q and K."""
 

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivllm.models.config import DEFAULT_MODEL, ModelConfig, check_not_quantised, quantised
+from minivllm.models.config import (
+    DEFAULT_MODEL,
+    SMALL_MODEL,
+    ModelConfig,
+    check_not_quantised,
+    quantised,
+)
 from minivllm.models.gguf_file import SHARD_NAME, check_not_a_split, convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
@@ -64,7 +70,8 @@ def load_model(model: str | os.PathLike[str], tokenizer: str | None = None) -> L
 
     Args:
         model: a Hugging Face directory, a `.gguf` file, the name of a model in Hugging Face's
-            cache, `DEFAULT_MODEL`, or "tiny-random".
+            cache, `DEFAULT_MODEL`, "little-stories" (`SMALL_MODEL`: it comes with the package), or
+            "tiny-random".
         tokenizer: directory with another tokenizer; None: the model's own.
 
     Raises:
@@ -105,7 +112,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     if str(model) == DEFAULT_MODEL and not path.exists():
         path = default_gguf() or _in_hub_cache(str(model)) or path
         if not path.exists():
-            raise ValueError(f"model {DEFAULT_MODEL} is not installed; run: {_INSTALL_HINT}")
+            raise ValueError(
+                f"model {DEFAULT_MODEL} is not installed; run: {_INSTALL_HINT}. "
+                f"{SMALL_MODEL!r} comes with the package: it tells made-up stories"
+            )
+    if str(model) == SMALL_MODEL and not path.exists():
+        path = packaged_gguf(SMALL_MODEL)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(
@@ -200,6 +212,16 @@ def default_gguf() -> Path | None:
         for path in sorted(Path(location).glob("*.gguf")):
             return path
     return None
+
+
+def packaged_gguf(name: str) -> Path:
+    """Where the package has a model that it brings along."""
+    return Path(__file__).parent / f"{name}.gguf"
+
+
+def gguf_of(name: str) -> Path | None:
+    """The file of `DEFAULT_MODEL` or `SMALL_MODEL`; None: it is not installed."""
+    return packaged_gguf(name) if name == SMALL_MODEL else default_gguf()
 
 
 def _in_hub_cache(name: str) -> Path | None:

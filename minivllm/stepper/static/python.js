@@ -5,6 +5,8 @@
  * load all at once. SCRIPT is the address that its paths start from.
  */
 
+import { chosenModel, onChoice } from "./model_choice.js";
+
 /* global LIVE, SCRIPT */
 
 /** Why this page cannot run Python; null: it can. */
@@ -45,6 +47,11 @@ export class PagePython extends EventTarget {
   /** What runs now and may take any time: a cell. */
   busy = false;
 
+  constructor() {
+    super();
+    onChoice((chosen) => this.#worker?.postMessage({ chosen })); // for the engines made from now on
+  }
+
   get isRunning() {
     return this.#starting !== null;
   }
@@ -84,7 +91,7 @@ export class PagePython extends EventTarget {
       const archives = Object.fromEntries(Object.entries(LIVE.archives).map(([path, names]) => [at(path), names]));
       const { modules } = LIVE;
       const models = LIVE.models.reason ? { "": LIVE.models.reason } : LIVE.models.files;
-      worker.postMessage({ load: { pyodide: at(LIVE.pyodide), packages: at(LIVE.packages), archives, models, modules, interrupt: this.#interrupt } });
+      worker.postMessage({ load: { pyodide: at(LIVE.pyodide), packages: at(LIVE.packages), archives, models, modules, chosen: chosenModel(), interrupt: this.#interrupt } });
     });
   }
 

@@ -1,8 +1,7 @@
 /* “Talk to it”: the reader's prompts for a model in the page (book/live/minivllm_talk_session.py). */
 
+import { chosenModel, inMegabytes, modelChooser, onChoice } from "./model_choice.js";
 import { pagePython, whyNotLive } from "./python.js";
-
-const wholeMegabytes = (bytes) => `${Math.round(bytes / 1e6)} MB`;
 
 const tag = (name, properties = {}, ...children) => {
   const node = Object.assign(document.createElement(name), properties);
@@ -20,7 +19,7 @@ const askModel = async (message, say) => {
       return answer;
     }
     const words = await python.loadModel(JSON.parse(answer.ask).model, (loaded, size) => {
-      say(`Loading the model: ${wholeMegabytes(loaded)} of ${wholeMegabytes(size)}`, loaded / size);
+      say(`Loading the model: ${inMegabytes(loaded)} of ${inMegabytes(size)}`, loaded / size);
     });
     say(words || "Unpacking the weights …");
   }
@@ -28,7 +27,7 @@ const askModel = async (message, say) => {
 
 /** Fill a place with three fields and a button; `show(answer)` puts the run that began in view. */
 export const offerTalk = (place, show) => {
-  const { prompts, size, reason } = JSON.parse(place.dataset.about);
+  const { prompts, reason } = JSON.parse(place.dataset.about);
   const status = tag("p", { className: "mv-talk-status" });
   status.setAttribute("role", "status");
   const why = whyNotLive() ?? reason;
@@ -44,10 +43,16 @@ export const offerTalk = (place, show) => {
     progress.hidden = share === null;
     progress.value = share ?? 0;
   };
-  const fields = prompts.map((prompt) => tag("input", { type: "text", value: prompt, required: true, maxLength: 300 }));
+  const fields = prompts[chosenModel()].map((prompt) => tag("input", { type: "text", value: prompt, required: true, maxLength: 300 }));
+  onChoice((name) => {
+    const examples = Object.values(prompts).flat();
+    fields.forEach((field, index) => {
+      if (examples.includes(field.value)) field.value = prompts[name][index];
+    });
+  });
   const button = tag("button", { type: "submit", className: "mv-button", textContent: "▶ Run these three in this page" });
   const rows = fields.map((field, index) => tag("label", {}, `${"ABC"[index]} `, field));
-  const form = tag("form", { className: "mv-talk-form" }, ...rows, button);
+  const form = tag("form", { className: "mv-talk-form" }, ...rows, modelChooser(), button);
   form.addEventListener("keydown", (event) => event.stopPropagation()); // the site has keys too
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -65,5 +70,5 @@ export const offerTalk = (place, show) => {
     button.disabled = false;
   });
   place.append(form, progress, status);
-  say(`The model and its weights, ${wholeMegabytes(size)}, come from this site when you press the button, and your browser keeps them. Nothing leaves the page.`);
+  say("The model comes from this site when you press the button, and your browser keeps it. Nothing leaves the page.");
 };

@@ -1,14 +1,15 @@
 /* The Python of a page, in the reader's browser: Pyodide in a worker, with minivllm's own files.
  *
- * Messages in: {load: {pyodide, packages, archives, modules, interrupt}} once, then {id, to, text} with
+ * Messages in: {load: {pyodide, packages, archives, modules, chosen, interrupt}} once, then {id, to, text} with
  * a message to one of its sessions as JSON (book/live/minivllm_page.py). Messages out: {loaded} in
  * bytes, {ready}, {id, text}; {output} of a cell that runs; {fetching} of an archive that something
  * imports; and {failed} when there is no going on. {id, model} loads a model: {id, part, of} in bytes,
- * then {id, text}.
+ * then {id, text}. {chosen} names the model of engines that are given none.
  */
 
 /* Models that are loaded and that no engine has taken yet, for book/live/minivllm_model.py. */
 self.minivllmModels = new Map();
+self.minivllmChosen = null;
 
 const fetchFromNetwork = self.fetch.bind(self);
 let handle = null;
@@ -175,9 +176,11 @@ const answerModel = async ({ id, model }) => {
 self.addEventListener("message", async ({ data }) => {
   try {
     if (data.load) {
+      self.minivllmChosen = data.load.chosen;
       handle = await load(data.load);
       self.postMessage({ ready: true });
-    } else if (data.model) await answerModel(data);
+    } else if (data.chosen) self.minivllmChosen = data.chosen;
+    else if (data.model) await answerModel(data);
     else self.postMessage({ id: data.id, text: handle(data.to ?? "stepper", data.text) });
   } catch (error) {
     self.postMessage({ failed: String(error.message ?? error).trim().split("\n").at(-1) });
