@@ -47,6 +47,7 @@ STYLE = """<style>
   --pst-color-background: #111; --pst-color-text-base: #eee; --pst-color-text-muted: #bbb;
   --pst-color-link: #8ec; --pst-color-accent: #fc8; }
 body { margin: 8px; background: var(--pst-color-background); color: var(--pst-color-text-base); }
+pre { overflow-x: auto; }
 </style>"""
 
 
