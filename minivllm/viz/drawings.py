@@ -175,7 +175,7 @@ def flat_list(step: Snapshot) -> Drawing:
         else:
             d.text(middle, 84, words, size=13, anchor="middle")
         x += (end - begin) * cell
-    words = "owner and position of each token; the rest of the model sees a plain list"
+    words = "request and position of each token; only attention needs them"
     d.text(4, 22, words, role="muted", size=13)
     return d
 
