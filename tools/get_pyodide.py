@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tools.npm_package import NpmPackage, get_package  # noqa: E402
+from tools.npm_package import NpmPackage, cache_folder, get_package  # noqa: E402
 
 FILES = (
     "pyodide.mjs",
@@ -75,6 +76,36 @@ def compile_stdlib(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"Pyodide cannot compile its library: {done.stderr.strip()[-300:]}")
+
+
+NOT_AT_START = ("minivllm/grading/", "minivllm/incident/", "minivllm/sim/", "minivllm/viz/")
+"""Modules of a page that starting does not import: compiled, they would only be more to load."""
+
+
+def compiled(folder: Path, archive: bytes) -> bytes:
+    """An archive of modules with those compiled that a page starts with; kept, by its digest.
+
+    Needs node, as `compile_stdlib`; without it the archive is as it was.
+
+    Raises:
+        RuntimeError: a module cannot be compiled.
+    """
+    script, node = ROOT / "tools" / "compile_archive.mjs", shutil.which("node")
+    if node is None:
+        return archive
+    digest = hashlib.sha256(script.read_bytes() + repr((PYODIDE, NOT_AT_START)).encode() + archive)
+    kept = cache_folder() / f"compiled-{digest.hexdigest()[:16]}.zip"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
+            source, made = Path(temporary, "source.zip"), Path(temporary, "made.zip")
+            source.write_bytes(archive)
+            command = [node, str(script), str(folder), str(source), str(made), *NOT_AT_START]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                why = done.stderr.strip()[-300:]
+                raise RuntimeError(f"Pyodide cannot compile a page's modules: {why}")
+            made.replace(kept)
+    return kept.read_bytes()
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ OPENINGS = (
     "{a_hero} lived {house}.",
     "{hero} was {a_kind}. {He} lived {house}.",
     "One day {a_hero} woke up early.",
+    "{weather}. {a_hero} woke up early.",
 )
 ALL_DAY = (
     "Every morning {he} went to {place} with {a_friend}.",
@@ -623,7 +624,7 @@ def text_of(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.62:
         return story + EOS
-    if kind < 0.82:
+    if kind < 0.8:
         about = rng.choice(
             (facts.hero.kind, facts.hero.introduced, facts.hero.name, facts["about"])
         )

@@ -50,12 +50,12 @@ HIDDEN, INNER, LAYERS = 128, 320, 4
 HEADS, KV_HEADS = 4, 2
 POSITIONS = 512
 """Longest row that it reads while it is trained."""
-NUM_TEXTS, NUM_HELD_OUT = 14_000, 400
-TOKENS_A_STEP = 4096
-STEPS = 300
-LONG_STEPS = 50
+NUM_TEXTS, NUM_HELD_OUT = 46_000, 400
+TOKENS_A_STEP = 2048
+STEPS = 1600
+LONG_STEPS = 150
 """The last steps read rows of `POSITIONS` tokens; those before, of half as many: quicker."""
-WARMUP = 15
+WARMUP = 30
 PEAK_OF_MATRICES, PEAK_OF_OTHERS = 0.02, 0.004
 """Highest learning rates, after `WARMUP` steps: of the layers' matrices, with Muon, and of the
 embedding and the norms, with AdamW. From there they fall to a fiftieth, as a cosine does."""
@@ -183,7 +183,7 @@ def _work(
         for optimiser, peak in optimisers.items():
             optimiser.param_groups[0]["lr"] = peak * share_of_peak(step)
             optimiser.step()
-        if rank == 0 and (step % 10 == 0 or step == STEPS - 1):
+        if rank == 0 and (step % 50 == 0 or step == STEPS - 1):
             print(f"step {step:4}: loss {total[0].item():.3f}", flush=True)
     seconds = torch.tensor(time.process_time() - start)
     distributed.all_reduce(seconds)

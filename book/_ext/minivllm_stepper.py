@@ -51,7 +51,7 @@ from tools.archives import (  # noqa: E402
     widget_files,
 )
 from tools.get_codemirror import get_codemirror  # noqa: E402
-from tools.get_pyodide import FILES, MODULES, get_pyodide  # noqa: E402
+from tools.get_pyodide import FILES, MODULES, compiled, get_pyodide  # noqa: E402
 from tools.live_model import why_no_model, write_live_model  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -170,9 +170,9 @@ def write_assets(static: Path) -> None:
     folder = pyodide()
     if folder is not None:
         copy_changed(folder, static / "pyodide")
-        archive = archive_of(page_files())
+        archive = compiled(folder, archive_of(page_files()))
         plotly, widget = archive_of(plotly_files()), archive_of(widget_files())
-        engine = archive_of(engine_files())
+        engine = compiled(folder, archive_of(engine_files()))
         (target / "engine.zip").write_bytes(engine)
         (target / "minivllm.zip").write_bytes(archive)
         (target / "plotly.zip").write_bytes(plotly)

@@ -6,7 +6,7 @@
  */
 
 import { Judge } from "./judge.js";
-import { isPrintedModel, modelChooser, onChoice } from "./model_choice.js";
+import { chosenModel, isPrintedModel, modelChooser, onChoice } from "./model_choice.js";
 import { Notebook } from "./notebook.js";
 import { Outputs } from "./outputs.js";
 import { pagePython, whyNotLive } from "./python.js";
@@ -326,7 +326,8 @@ class LivePage {
       python.addEventListener("death", ({ detail }) => this.#onDeath(detail));
     }
     const opening = this.#openEditors();
-    if (!python.isRunning) {
+    const isNew = !python.isRunning;
+    if (isNew) {
       this.progress.hidden = false;
       this.say("Loading Python …");
     }
@@ -335,6 +336,7 @@ class LivePage {
       this.say(`Loading Python: ${megabytes(loaded)} of ${megabytes(size)}`);
       for (const cell of this.#queue) cell.show("queued", `loads Python, ${Math.round((100 * loaded) / size)} %`);
     });
+    if (isNew && "model" in this.bar.dataset) python.expectModel(chosenModel());
     this.showTools();
     await this.#guard(Promise.all([starting, opening]));
     this.progress.hidden = true;

@@ -126,11 +126,22 @@ export class PagePython extends EventTarget {
     this.#interrupt[0] = 2; // SIGINT
   }
 
-  /** Load a model into the worker; `onPart(loaded, size)` in bytes. Returns words for the reader, or "". */
-  async loadModel(name, onPart = () => {}) {
+  /** What the worker has to know to load a model. */
+  #modelOf(name) {
     const at = (path) => new URL(path, new URL(LIVE.models.folder, SCRIPT)).href;
     const { contents, size } = LIVE.models.files[name];
-    const model = { name, size, contents: at(contents), kernels: at(LIVE.models.kernels) };
+    return { name, size, contents: at(contents), kernels: at(LIVE.models.kernels) };
+  }
+
+  /** A model will be needed: what the browser has kept of it is read while Python starts. */
+  expectModel(name) {
+    this.#worker?.postMessage({ expect: this.#modelOf(name) });
+  }
+
+  /** Load a model into the worker; `onPart(loaded, size)` in bytes. Returns words for the reader, or "". */
+  async loadModel(name, onPart = () => {}) {
+    const model = this.#modelOf(name);
+    const { size } = model;
     this.#nextId += 1;
     const id = this.#nextId;
     const { words, failed } = await new Promise((resolve, reject) => {

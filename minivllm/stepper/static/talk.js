@@ -59,7 +59,11 @@ export const offerTalk = (place, show) => {
     button.disabled = true;
     try {
       say("Loading Python …", 0);
-      await pagePython().start((loaded, all) => say("Loading Python …", loaded / all));
+      const python = pagePython();
+      const isNew = !python.isRunning;
+      const starting = python.start((loaded, all) => say("Loading Python …", loaded / all));
+      if (isNew) python.expectModel(chosenModel());
+      await starting;
       say("Starting the engine …");
       show(await askModel({ type: "talk", prompts: fields.map((field) => field.value) }, say));
       place.nextElementSibling.scrollIntoView({ block: "nearest" });

@@ -4,7 +4,8 @@
  * a message to one of its sessions as JSON (book/live/minivllm_page.py). Messages out: {loaded} in
  * bytes, {ready}, {id, text}; {output} of a cell that runs; {fetching} of an archive that something
  * imports; and {failed} when there is no going on. {id, model} loads a model: {id, part, of} in bytes,
- * then {id, text}. {chosen} names the model of engines that are given none.
+ * then {id, text}; {expect: model}, that one will be needed. {chosen} names the model of engines that are
+ * given none.
  */
 
 /* Models that are loaded and that no engine has taken yet, for book/live/minivllm_model.py. */
@@ -128,15 +129,13 @@ const hasDigest = async (bytes, sha256) => {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
 };
 
-/** Load a model: its program, its table of contents, its weights. Returns words for the reader, or "". */
-const loadModel = async ({ name, kernels, contents: url }, onPart) => {
-  const response = await fetchFromNetwork(url);
+/** A model's program, its table of contents, and its weights if the browser has kept them. */
+const openModel = async ({ name, kernels, contents: url }, onPart = () => {}) => {
+  const [response, exports] = await Promise.all([fetchFromNetwork(url), makeMachine(kernels)]);
   if (!response.ok) throw new Error(`${name} could not be loaded: the server says ${response.status}.`);
   const contents = await response.text();
   const { file, size, sha256 } = JSON.parse(contents);
   const weights = new URL(`${file}?v=${sha256.slice(0, 16)}`, url).href;
-  const exports = await makeMachine(kernels);
-  let words = "";
   let bytes = null;
   let verified = null;
   const old = await kept(weights);
@@ -145,6 +144,26 @@ const loadModel = async ({ name, kernels, contents: url }, onPart) => {
     verified = bytes && (await hasDigest(bytes, sha256));
     if (verified === false) bytes = null; // spoilt where it was kept: from the site, then
   }
+  return { name, exports, contents, size, sha256, weights, bytes, verified };
+};
+
+/* Models that will be needed, by name: promises of what `openModel` gives. */
+const expected = new Map();
+
+const expectModel = (model) => {
+  const opening = openModel(model);
+  opening.catch(() => {}); // told when somebody asks for it
+  expected.set(model.name, opening);
+};
+
+/** Load a model. Returns words for the reader, or "". */
+const loadModel = async (model, onPart) => {
+  const opening = expected.get(model.name) ?? openModel(model, onPart);
+  expected.delete(model.name); // if it fails, the next time begins anew
+  const opened = await opening;
+  const { name, exports, contents, size, sha256, weights } = opened;
+  let { bytes, verified } = opened;
+  let words = "";
   if (!bytes) {
     const fresh = await fetchFromNetwork(weights).catch((error) => ({ ok: false, status: error.message }));
     if (!fresh.ok) throw new Error(`${name} could not be loaded: ${fresh.status}.`);
@@ -179,7 +198,8 @@ self.addEventListener("message", async ({ data }) => {
       self.minivllmChosen = data.load.chosen;
       handle = await load(data.load);
       self.postMessage({ ready: true });
-    } else if (data.chosen) self.minivllmChosen = data.chosen;
+    } else if (data.expect) expectModel(data.expect);
+    else if (data.chosen) self.minivllmChosen = data.chosen;
     else if (data.model) await answerModel(data);
     else self.postMessage({ id: data.id, text: handle(data.to ?? "stepper", data.text) });
   } catch (error) {
