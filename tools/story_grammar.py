@@ -122,7 +122,6 @@ OPENINGS = (
     "{a_hero} lived {house}.",
     "{hero} was {a_kind}. {He} lived {house}.",
     "One day {a_hero} woke up early.",
-    "{weather}. {a_hero} woke up early.",
 )
 ALL_DAY = (
     "Every morning {he} went to {place} with {a_friend}.",
@@ -604,7 +603,7 @@ def story_of(rng: random.Random) -> tuple[str, Facts]:
     has_name = facts["hero"][0].isupper()
     openings = [one for one in OPENINGS if has_name or not one.startswith("{hero}")]
     slots = (openings, ALL_DAY, *PLOTS[plot], ENDINGS)
-    sentences = []
+    sentences: list[str] = []
     is_known = False  # whether the friend has been introduced
     for slot in slots:
         sentence = rng.choice(slot)
@@ -624,7 +623,7 @@ def text_of(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.62:
         return story + EOS
-    if kind < 0.8:
+    if kind < 0.82:
         about = rng.choice(
             (facts.hero.kind, facts.hero.introduced, facts.hero.name, facts["about"])
         )

@@ -4,8 +4,8 @@
     .venv/bin/python tools/train_small_model.py --about # how the one that is there was made
 
 It is a Llama of under a million weights that has read nothing but stories of a grammar
-(`tools/story_grammar.py`): it writes sentences, and it knows nothing. It is for trying the
-scheduler where SmolLM2 is too large, on a phone for example; ask it nothing that matters.
+(`tools/story_grammar.py`): it writes sentences, forgets its heroes' names, and knows nothing. It is
+for trying the scheduler where SmolLM2 is too large, on a phone for example; ask it nothing.
 
 Everything follows from `SEED`: the stories, the tokenizer, the first weights. On the same machine,
 with the same PyTorch, the same file comes out; elsewhere sums are rounded
@@ -50,10 +50,10 @@ HIDDEN, INNER, LAYERS = 128, 320, 4
 HEADS, KV_HEADS = 4, 2
 POSITIONS = 512
 """Longest row that it reads while it is trained."""
-NUM_TEXTS, NUM_HELD_OUT = 46_000, 400
+NUM_TEXTS, NUM_HELD_OUT = 30_000, 400
 TOKENS_A_STEP = 2048
-STEPS = 1600
-LONG_STEPS = 150
+STEPS = 1000
+LONG_STEPS = 100
 """The last steps read rows of `POSITIONS` tokens; those before, of half as many: quicker."""
 WARMUP = 30
 PEAK_OF_MATRICES, PEAK_OF_OTHERS = 0.02, 0.004
