@@ -50,7 +50,7 @@ class TokenOnly(IdentityProvider):
 class KernelServer(ServerApp):
     """A Jupyter server as it is here, not as its user has set it up elsewhere."""
 
-    def load_config_file(self, suppress_errors: bool = True) -> None:
+    def load_config_file(self, *args: Any, **kwargs: Any) -> None:
         """Read none."""
 
 
@@ -88,7 +88,12 @@ def settings(origin: str, port: int, token: str) -> Config:
     )
     config.IdentityProvider.token = token
     config.MappingKernelManager.update(
-        {"cull_idle_timeout": 60 * MINUTES_IDLE, "cull_interval": 60, "cull_connected": False}
+        {
+            "cull_idle_timeout": 60 * MINUTES_IDLE,
+            "cull_interval": 60,
+            "cull_connected": False,
+            "cull_busy": True,  # an endless loop that no page shows
+        }
     )
     return config
 
