@@ -193,9 +193,9 @@ def test_it_falls_when_steps_are_planned_ahead_too(
 
     monkeypatch.setattr(scheduler, "schedule", note)
     priority = [i % 3 for i in range(10)] if "policy" in knobs else None
-    seen: dict[int, int] = {}
+    most = Counter[int]()
     for params in (PARAMS["greedy"], PARAMS["penalties"]):
-        for number in (10, 2):
+        for number in (10, 4, 2):
             given = prompts(number)
             expected = token_ids(plain, given, params, priority=priority and priority[:number])
             found = token_ids(ahead, given, params, priority=priority and priority[:number])
@@ -203,9 +203,8 @@ def test_it_falls_when_steps_are_planned_ahead_too(
     for (before, _), (_, kept) in pairwise(plans):
         for id_ in kept.keys() & set(before):
             assert kept[id_] <= sizes[len(before)]
-            seen[len(before)] = max(seen.get(len(before), 0), kept[id_])
-    assert {size: sizes[size] for size in seen} == seen
-    assert {4, 2} <= set(seen.values())
+            most[len(before)] = max(most[len(before)], kept[id_])
+    assert (most[2], most[4]) == (4, 2)
     assert scheduler.stats.num_accepted_tokens > 0
 
 

@@ -58,6 +58,7 @@ MAX_STEPS = 4000
 """More: the run does not end."""
 KEPT_STEPS = 100
 """Of a run that does not end."""
+NUM_TO_PROPOSE = "num_spec_tokens_to_schedule"
 BY_BATCH_SIZE = "num_speculative_tokens_per_batch_size"
 RELEASE_KNOBS = tuple(
     change.name for change in CHANGES if not change.is_switch and change.name != BY_BATCH_SIZE
@@ -483,7 +484,9 @@ class Recorder:
         row["finished"] = sorted(before - set(scheduler.requests))
         if speculates:
             # A release without the knob does not say: always as many.
-            most = getattr(output, "num_spec_tokens_to_schedule", scheduler.num_spec_tokens)
+            most = getattr(output, NUM_TO_PROPOSE, scheduler.num_spec_tokens)
+            if getattr(scheduler, "dynamic_sd_lookup", None) is not None:
+                row[NUM_TO_PROPOSE] = most
             row["proposed"] = {
                 id_: model.propose(scheduler.requests[id_], most)
                 for id_ in sampled

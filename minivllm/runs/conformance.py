@@ -329,6 +329,8 @@ def run_step(scheduler: Scheduler, model: Model) -> dict[str, Any]:
     ours["sampled"] = sampled = model.run(scheduler, output)
     if scheduler.config.num_speculative_tokens:
         ours["drafts"] = output.scheduled_spec_decode_tokens
+    if scheduler.config.num_speculative_tokens_per_batch_size:
+        ours["num_spec_tokens_to_schedule"] = output.num_spec_tokens_to_schedule
     model.in_flight.append((output, sampled))
     outputs = []
     if len(model.in_flight) > model.num_ahead:
