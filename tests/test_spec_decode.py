@@ -205,7 +205,8 @@ def test_it_falls_when_steps_are_planned_ahead_too(
             assert kept[id_] <= sizes[len(before)]
             most[len(before)] = max(most[len(before)], kept[id_])
     assert (most[2], most[4]) == (4, 2)
-    assert scheduler.stats.num_accepted_tokens > 0
+    if proposer == "draft_model":  # which is right, unlike a look-up in so few random tokens
+        assert scheduler.stats.num_accepted_tokens > 0
 
 
 def test_a_step_cut_short_leaves_the_draft_model_no_request(tiny, monkeypatch) -> None:
