@@ -134,7 +134,7 @@ def _reordered(weight: Tensor, rows: int) -> Tensor:
     """In oneDNN's order for so many rows."""
     import torch
 
-    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), rows)
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return reordered
 
 
