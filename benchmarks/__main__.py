@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, machine, peers, report, scheduler, start, workloads
+from benchmarks import engines, kernels, machine, peers, report, scheduler, start, workloads
 from benchmarks.workloads import ROOT
 
 PUBLISHED = ROOT / "book" / "benchmark-results"
 """A file for each machine that has published, and one of a GPU."""
 PUBLISHED_GPU = PUBLISHED / report.GPU_FILE
 DEFAULT_OUTPUT = ROOT / "_build" / "bench" / "results.json"
-SECTIONS = ("engines", "bfloat16", "scheduler", "start")
+SECTIONS = ("engines", "bfloat16", "kernels", "scheduler", "start")
 BFLOAT16_ENGINES = ("minivllm", "vllm-eager", "vllm")
 """The ones that are made for 16 bits."""
 BFLOAT16_WORKLOADS = ("mixed", "batch1", "load")
@@ -153,6 +153,10 @@ def main(
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         write(options.output, results)  # what has been measured is not lost with what follows
+    if "kernels" in sections:
+        say("kernels: beside oneDNN's")
+        results["kernels"] = kernels.measure(options.threads)
+        write(options.output, results)
     if "scheduler" in sections:
         small = [case for case in scheduler.CASES if max(case.running, case.waiting) <= 256]
         cases = small if options.quick else scheduler.CASES

@@ -65,7 +65,7 @@ def rates(
     found = []
     for shape in shapes:
         for precision in PRECISIONS:
-            layer = _Layer(shape, getattr(torch, precision))
+            layer = Layer(shape, getattr(torch, precision))
             for number in rows:
                 ours, theirs = layer.with_rows(number)
                 ours(), theirs()
@@ -83,7 +83,7 @@ def rates(
     return found
 
 
-class _Layer:
+class Layer:
     """A layer's matrices in both orders, in as many copies as no cache holds."""
 
     COPIES_MIB = 128
@@ -105,8 +105,8 @@ class _Layer:
         ]
         self.packed = [[kernels.pack(weight) for weight in layer] for layer in self.plain]
 
-    def with_rows(self, rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What to time: the next copy of the layer, ours and oneDNN's."""
+    def with_rows(self, rows: int) -> tuple[Callable[[], list[Tensor]], Callable[[], list[Tensor]]]:
+        """What to time: the products of the next copy of the layer, ours and oneDNN's."""
         import torch
 
         # Ours take activations in float32, whatever the weights are in.
@@ -117,15 +117,17 @@ class _Layer:
         ]  # fmt: skip
         turn = [0, 0]
 
-        def ours() -> None:
+        def ours() -> list[Tensor]:
             turn[0] = (turn[0] + 1) % len(packed)
-            for x, weight in zip(wide, packed[turn[0]]):
-                self.kernels.linear(x, weight)
+            return [self.kernels.linear(x, weight) for x, weight in zip(wide, packed[turn[0]])]
 
-        def theirs() -> None:
+        def theirs() -> list[Tensor]:
             turn[1] = (turn[1] + 1) % len(reordered)
-            for x, weight in zip(same, reordered[turn[1]]):
-                torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            multiply = torch.ops.mkldnn._linear_pointwise
+            return [
+                multiply(x, weight, None, "none", [], "")
+                for x, weight in zip(same, reordered[turn[1]])
+            ]
 
         return ours, theirs
 
@@ -138,7 +140,7 @@ def _reordered(weight: Tensor, rows: int) -> Tensor:
     return reordered
 
 
-def _seconds(call: Callable[[], None], least: float) -> float:
+def _seconds(call: Callable[[], object], least: float) -> float:
     """Of one call, over as many as it takes."""
     count, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < least:

@@ -61,6 +61,7 @@ def render(results: Mapping[str, Any]) -> str:
     sections: list[tuple[str, Callable[[Any], str]]] = [
         ("engines", engines),
         ("bfloat16", engines),
+        ("kernels", kernels),
         ("scheduler", scheduler),
         ("start", start),
     ]
@@ -198,6 +199,20 @@ def _differences(section: Mapping[str, Any], labels: Mapping[str, str]) -> Any:
         for engine, steady in work["same_tokens_every_round"].items():
             if not steady:
                 yield f"{name}: {labels[engine]} did not give the same tokens in every round"
+
+
+def kernels(section: Sequence[Mapping[str, Any]]) -> str:
+    """Products, a line for each number of rows."""
+    rows = [
+        (
+            f"{row['shape']}, {row['precision']}, {row['rows']} rows",
+            f"{row['minivllm'] / 1e9:.0f}",
+            f"{row['onednn'] / 1e9:.0f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in section
+    ]
+    return table(("a layer's products", "minivllm, GFLOP/s", "oneDNN", "minivllm is x times"), rows)
 
 
 def scheduler(section: Mapping[str, Any]) -> str:

@@ -14,11 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import adapters, engines, gpu, peers, report, scheduler, summary, workloads
+from benchmarks import (
+    adapters,
+    engines,
+    gpu,
+    kernels,
+    peers,
+    report,
+    scheduler,
+    summary,
+    workloads,
+)
 from benchmarks.children import Worker, WorkerError
 from benchmarks.scheduler_worker import blocks_needed, measure
+from minivllm.models.cpu_kernels import load_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = list(range(5, 905))
@@ -313,6 +325,17 @@ def test_publishing_half_a_run_is_refused() -> None:
         command_line.main(["engine"])
 
 
+@pytest.mark.skipif(load_kernels() is None, reason="no C compiler here")
+def test_our_products_and_onednns_are_of_the_same_matrices() -> None:
+    rows = kernels.rates(["SmolLM2-135M"], (3,), repeats=1, least_seconds=0.001)
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["minivllm"] > 0 and row["onednn"] > 0 for row in rows)
+    layer = kernels.Layer("SmolLM2-135M", torch.float32)
+    ours, theirs = layer.with_rows(3)
+    for mine, other in zip(ours(), theirs(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)  # sums of 576 and 1,536
+
+
 # --- the scheduler alone, and starting ------------------------------------------------------------
 
 
@@ -500,11 +523,14 @@ def test_the_page_shows_every_machine_beside_the_others(render: Any) -> None:
     slower = summary.ratios([80.0, 90.0], [100.0, 100.0])
     narrow["engines"]["workloads"]["mixed"]["ratios"]["vllm"] = slower
     wide["bfloat16"] = {**wide["engines"], "workloads": wide["engines"]["workloads"]}
+    wide["kernels"] = [{"shape": "M", "precision": "float32", "rows": 8, "minivllm": 82e9,
+                        "onednn": 58e9, "ratio": 1.41}]  # fmt: skip
     text, figures = render(wide, narrow)
     assert figures == 2
     assert "with AVX-512, 46 GB/s, minivllm is ahead of vLLM (× 1.20)" in text
     assert "with AVX2, 20 GB/s, minivllm is behind vLLM (× 0.85)" in text
     assert "Not measured" not in text
+    assert re.search(r"AVX-512, 46 GB/s +M +float32 +8 +82 +58 +1\.41", text)
     header = next(line for line in text.splitlines() if line.startswith("what"))
     assert header.index("AVX-512") < header.index("AVX2"), "the newest first"
 
