@@ -151,12 +151,12 @@ def test_a_stop_string_ends_at_the_same_token() -> None:
 
 
 def test_the_number_of_proposed_tokens_falls_with_the_load(tiny) -> None:
-    ranges = [(1, 2, 4), (3, 4, 1)]
+    ranges = [(1, 2, 4), (4, 4, 1), (8, 8, 0)]
     llm = build(
         tiny, record=True,
         speculative_config={**draft(tiny, 4), "num_speculative_tokens_per_batch_size": ranges},
     )  # fmt: skip
-    for number, most in ((1, 4), (4, 1), (8, 0)):
+    for number, most in ((1, 4), (3, 4), (4, 1), (6, 1), (8, 0)):
         first = len(llm.llm_engine.scheduler.history)
         token_ids(
             llm, prompts(number), SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -165,6 +165,17 @@ def test_the_number_of_proposed_tokens_falls_with_the_load(tiny) -> None:
         drafts = [r["num_draft_tokens"] for s in steps for r in s["scheduled"] if
                   r["kind"] == "running" and len(s["scheduled"]) == number]  # fmt: skip
         assert max(drafts) == most
+
+
+def test_a_batch_between_ranges_and_behind_them_gets_what_vllm_gives() -> None:
+    """Recorded from `build_dynamic_sd_schedule_lookup` of vLLM 0.32.0, for batches of 1 to 12."""
+    for ranges, found in (
+        ([(1, 2, 4), (5, 8, 2)], [4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2]),
+        ([(6, 7, 1), (1, 3, 3)], [3, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1]),
+        ([(1, 4, 4), (5, 8, 2), (9, 9, 0)], [4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0]),
+    ):
+        config = SpeculativeConfig(4, num_speculative_tokens_per_batch_size=ranges)
+        assert [config.num_tokens(size) for size in range(1, 13)] == found
 
 
 def test_a_step_cut_short_leaves_the_draft_model_no_request(tiny, monkeypatch) -> None:
@@ -298,6 +309,13 @@ def test_the_look_up_finds_the_longest_and_earliest(ids, shortest, more, most) -
         ({"num_speculative_tokens": 2, "prompt_lookup_max": 0}, "prompt_lookup_max must be at le"),
         ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(1, 4, 3)]},
          "tokens from 0 to num_speculative_tokens=2"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(2, 4, 1)]},
+         "must begin with a batch of 1"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": []},
+         "must begin with a batch of 1"),
+        ({"num_speculative_tokens": 2,
+          "num_speculative_tokens_per_batch_size": [(1, 4, 2), (4, 8, 1)]},
+         "two numbers for a batch of 4"),
         ("ngram", "must be a mapping"),
     ],
 )  # fmt: skip

@@ -40,8 +40,9 @@ class SpeculativeConfig:
     """Shortest one; default: `prompt_lookup_max`."""
 
     num_speculative_tokens_per_batch_size: Sequence[tuple[int, int, int]] | None = None
-    """(from, to, tokens): so many, while from `from` to `to` requests are in a step; sizes that
-    are not listed get none. Default: always `num_speculative_tokens`."""
+    """(from, to, tokens): so many, while from `from` to `to` requests are in a step. Sizes between
+    two ranges, and behind the last one, keep the number of the range before them, as in vLLM
+    (v0.32.0, vllm/v1/spec_decode/dynamic/utils.py). Default: always `num_speculative_tokens`."""
 
     def __post_init__(self) -> None:
         check_int("speculative_config: num_speculative_tokens", self.num_speculative_tokens, 1)
@@ -62,7 +63,24 @@ class SpeculativeConfig:
             )
         object.__setattr__(self, "prompt_lookup_max", longest)
         object.__setattr__(self, "prompt_lookup_min", shortest)
-        for start, end, tokens in self.num_speculative_tokens_per_batch_size or ():
+        ranges = self.num_speculative_tokens_per_batch_size
+        if ranges is not None:
+            self._check_ranges(sorted(ranges))
+
+    def _check_ranges(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        if not ranges or ranges[0][0] != 1:
+            raise ValueError(
+                f"speculative_config: num_speculative_tokens_per_batch_size must begin with a "
+                f"batch of 1; got {list(ranges)}"
+            )
+        last = 0
+        for start, end, tokens in ranges:
+            if start <= last:
+                raise ValueError(
+                    f"speculative_config: num_speculative_tokens_per_batch_size has two numbers "
+                    f"for a batch of {start}; got {list(ranges)}"
+                )
+            last = end
             if not (1 <= start <= end and 0 <= tokens <= self.num_speculative_tokens):
                 raise ValueError(
                     f"speculative_config: num_speculative_tokens_per_batch_size has "
@@ -109,4 +127,4 @@ class SpeculativeConfig:
         ranges = self.num_speculative_tokens_per_batch_size
         if ranges is None:
             return self.num_speculative_tokens
-        return next((k for start, end, k in ranges if start <= batch_size <= end), 0)
+        return max((start, k) for start, _, k in ranges if start <= max(batch_size, 1))[1]
