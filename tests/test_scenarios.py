@@ -221,7 +221,7 @@ def test_a_preemption_is_told_with_its_numbers() -> None:
 
 def test_the_comparison_under_priority_is_told() -> None:
     told = [s for step in RECORDINGS["priority-inversion"]["sentences"] for s in step]
-    assert "Compared by (priority, arrival), the largest goes: r1 (5, 1) and r0 (5, 0)." in told
+    assert "Largest (priority, arrival) first: r1 (5, 1) and r0 (5, 0)." in told
     assert any("PRIORITY preempts the least urgent, r0" in s for s in told)
 
 

@@ -152,12 +152,12 @@ def test_a_stop_string_ends_at_the_same_token() -> None:
 
 
 def test_the_number_of_proposed_tokens_falls_with_the_load(tiny) -> None:
-    ranges = [(1, 2, 4), (3, 4, 1), (5, 128, 0)]
+    ranges = [(1, 2, 4), (4, 4, 1), (8, 8, 0)]
     llm = build(
         tiny, record=True,
         speculative_config={**draft(tiny, 4), "num_speculative_tokens_per_batch_size": ranges},
     )  # fmt: skip
-    for number, most in ((1, 4), (4, 1), (8, 0)):
+    for number, most in ((1, 4), (3, 4), (4, 1), (6, 1), (8, 0)):
         first = len(llm.llm_engine.scheduler.history)
         token_ids(
             llm, prompts(number), SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -340,6 +340,13 @@ def test_the_look_up_finds_the_longest_and_earliest(ids, shortest, more, most) -
         ({"num_speculative_tokens": 2, "prompt_lookup_max": 0}, "prompt_lookup_max must be at le"),
         ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(1, 4, -1)]},
          r"per_batch_size has \(1, 4, -1\); .* tokens of at least 0"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(2, 4, 1)]},
+         "a step of 1 request needs a row"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": []},
+         "must be a list of rows"),
+        ({"num_speculative_tokens": 2,
+          "num_speculative_tokens_per_batch_size": [(1, 4, 2), (4, 8, 1)]},
+         "which overlap"),
         ("ngram", "must be a mapping"),
     ],
 )  # fmt: skip

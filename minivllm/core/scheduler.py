@@ -344,7 +344,7 @@ class Scheduler:
             if new_blocks is None:
                 if self.switches.self_preemption_goes_on and self.config.policy == "priority":
                     continue  # with whoever stood behind it
-                break  # the request preempted itself: no one was left to yield
+                break  # the request preempted itself and gets no tokens
 
             request_id = request.request_id
             output.scheduled_running_reqs.append(request)

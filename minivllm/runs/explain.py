@@ -151,12 +151,12 @@ def _comparison(event: dict[str, Any]) -> str | None:
         # Whoever has the largest key goes: show the end that decides.
         keys = sorted(keys, key=lambda pair: pair[1], reverse=True)
         listed = [f"{id_} ({key[0]}, {_number(key[1])})" for id_, key in keys]
-        what = "(priority, arrival), the largest goes"
+        what = "Largest (priority, arrival)"
     else:
         keys = sorted(keys, key=lambda pair: pair[1])
         listed = [f"{id_} {key}" for id_, key in keys]
-        what = "computed tokens, the fewest go"
-    return f"Compared by {what}: {names(listed)}."
+        what = "Fewest computed tokens"
+    return f"{what} first: {names(listed)}."
 
 
 def _number(value: float) -> str:

@@ -31,7 +31,7 @@ def _variant(of: Scenario, name: str, title: str, question: str, **changes: Any)
 TWO_NUMBERS = Scenario(
     name="two-numbers",
     title="Two numbers racing",
-    question="Where does r1's first token come from: a phase of its own, or the budget r0 leaves?",
+    question="In step 2, does r1 wait for a phase of its own, or get what r0 leaves of the budget?",
     config={"num_gpu_blocks": 24, "block_size": 4, "max_num_batched_tokens": 16},
     requests=_requests(("r0", 0, 40, 6), ("r1", 0, 12, 6), ("r2", 2, 6, 4)),
     step=2,
@@ -39,8 +39,8 @@ TWO_NUMBERS = Scenario(
 
 CONTINUOUS = Scenario(
     name="continuous",
-    title="A seat is given on at once",
-    question="Four seats, eight requests: how long does a seat stay empty while somebody waits?",
+    title="A free seat is taken at once",
+    question="Four seats, eight requests: in how many steps is a seat empty while a request waits?",
     config={
         "num_gpu_blocks": 12,
         "block_size": 16,
@@ -69,7 +69,7 @@ PAGES = Scenario(
 
 THREE_LIMITS = Scenario(
     name="three-limits",
-    title="Three ways to be short",
+    title="Short of tokens, of seats, of blocks",
     question="Admission stops in steps 0, 1 and 6: what is short each time?",
     config={
         "num_gpu_blocks": 12,
@@ -110,7 +110,7 @@ CRAMPED_SWAP = _variant(
 
 DECODE_SPIKE = Scenario(
     name="decode-spike",
-    title="A long prompt lands on a decoding stream",
+    title="A long prompt arrives beside a stream",
     question="How many tokens are in the step in which r0 gets its next token?",
     config={"num_gpu_blocks": 40, "block_size": 16, "max_num_batched_tokens": 512},
     requests=_requests(("r0", 0, 8, 24), ("r1", 6, 256, 8)),
@@ -120,8 +120,8 @@ DECODE_SPIKE = Scenario(
 DECODE_SPIKE_THRESHOLD = _variant(
     DECODE_SPIKE,
     "decode-spike-threshold",
-    "The long prompt in slices of 32",
-    "With long_prefill_token_threshold=32 the spike is gone: what does r1 pay for it?",
+    "The long prompt in chunks of 32",
+    "With long_prefill_token_threshold=32 no step is long: how much later is r1's first token?",
     long_prefill_token_threshold=32,
 )
 

@@ -59,13 +59,15 @@ def block_table_map(
     _add_tables(figure, snapshot, ids, order, longest, label)
     _add_pool(figure, snapshot, order, per_row, label)
 
-    figure.update_xaxes(title={"text": "logical block"}, row=1, col=1, dtick=tick(longest))
+    figure.update_xaxes(
+        title={"text": "entry of the block table"}, row=1, col=1, dtick=tick(longest)
+    )
     figure.update_yaxes(
         title={"text": "request"}, row=1, col=1, autorange="reversed", type="category"
     )
     figure.update_xaxes(row=2, col=1, visible=False)
     figure.update_yaxes(
-        title={"text": "physical block"},
+        title={"text": "block"},
         row=2,
         col=1,
         autorange="reversed",
@@ -142,7 +144,7 @@ def _add_tables(
         z.append([order[id_] % len(REQUEST_COLORS)] * len(table) + [None] * blank)
         text.append([f"{b}+" if blocks["ref_cnt"][b] > 1 else str(b) for b in table] + [""] * blank)
         hover.append(
-            [f"{id_}: logical block {i} is physical block {b}" for i, b in enumerate(table)]
+            [f"{id_}: entry {i} of the table is block {b}" for i, b in enumerate(table)]
             + [""] * blank
         )
     _cells(

@@ -175,7 +175,7 @@ def flat_list(step: Snapshot) -> Drawing:
         else:
             d.text(middle, 84, words, size=13, anchor="middle")
         x += (end - begin) * cell
-    words = "owner and position of each token; the rest of the model sees a plain list"
+    words = "request and position of each token; only attention needs them"
     d.text(4, 22, words, role="muted", size=13)
     return d
 
@@ -383,7 +383,7 @@ def hash_chain(prompts: Mapping[str, Sequence[int]], block_size: int = 4) -> Dra
 def doors() -> Drawing:
     """The way of a request through what checks it, and what each check says to the client."""
     rows = (
-        ("gateway (yours)", ["too many wait?"], "429: elsewhere, or later", "budget"),
+        ("gateway (yours)", ["too many wait?"], "429: later, or elsewhere", "budget"),
         ("OpenAI server", ["prompt + max_tokens", "more than max_model_len?"], "400", "preempted"),
         (
             "input processor",
@@ -410,7 +410,7 @@ def doors() -> Drawing:
         4,
         672,
         40,
-        "start-up, once: does one sequence of max_model_len fit into the cache? If not, no engine.",
+        "start-up, once: does one sequence of max_model_len fit into the cache? If not: error.",
         "muted",
         size=13,
     )

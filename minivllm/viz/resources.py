@@ -50,7 +50,7 @@ def resource_use(source: Any, max_num_seqs: int | None = None) -> go.Figure:
     figure.update_xaxes(title={"text": "step"}, row=3, col=1)
     stops = [reason for snapshot in steps if (reason := _stopped_by(snapshot))]
     figure.update_layout(
-        title={"text": "What each step took of the three"},
+        title={"text": "Tokens, seats and blocks in each step"},
         barmode="stack",
         bargap=0.15,
         height=460,
