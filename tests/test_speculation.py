@@ -259,6 +259,20 @@ def test_the_number_of_proposed_tokens_by_batch_size():
     assert hash(again) == hash(config)
 
 
+def test_a_batch_between_ranges_and_behind_them_gets_what_vllm_gives():
+    """Recorded from `build_dynamic_sd_schedule_lookup` of vLLM 0.32.0, for batches of 1 to 12."""
+    for rows, found in (
+        ([(1, 2, 4), (5, 8, 2)], [4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2]),
+        ([(6, 7, 1), (1, 3, 3)], [3, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1]),
+        ([(1, 4, 4), (5, 8, 2), (9, 9, 0)], [4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0]),
+    ):
+        config = SchedulerConfig(
+            vllm_version="0.32.0", num_gpu_blocks=1, num_speculative_tokens=4,
+            num_speculative_tokens_per_batch_size=rows,
+        )  # fmt: skip
+        assert [config.num_spec_tokens_to_schedule(size) for size in range(1, 13)] == found
+
+
 def test_each_plan_says_how_many_and_a_plan_ahead_keeps_as_many_places():
     config = SchedulerConfig(
         vllm_version=NEWEST, num_gpu_blocks=64, block_size=4, max_num_batched_tokens=64,
