@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 PORT ?= 8000
 LAB_DIR ?= book
+# More options for the Jupyter server of `make live`, for example: make live LIVE_ARGS=--allow-root
+LIVE_ARGS ?=
 PEERS_VENV := .venv-peers
 # More options for pip, for example an index with CPU-only PyTorch builds (see README.md).
 PIP_ARGS ?=
@@ -21,7 +23,7 @@ SETUP := $(VENV)/.stamp-model
 ENV := PYTHONPATH="$(CURDIR)" PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-all test-fast lab grade exercises solutions serve zip lint upstream-check \
+.PHONY: help setup book test test-all test-fast lab grade exercises solutions serve live zip lint upstream-check \
 	bench bench-peers clean distclean
 
 help: ## List the targets
@@ -66,6 +68,9 @@ solutions: $(VENV)/.stamp-requirements ## Run the solutions, in place
 serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+live: book ## Build the site and serve it with a Jupyter server for the cells that need PyTorch
+	@$(ENV) $(BIN)/python tools/live.py $(PORT) $(LIVE_ARGS)
 
 zip: book ## Build the site and put it into one file that works from disk
 	@$(BIN)/python tools/offline_zip.py

@@ -11,16 +11,22 @@ import argparse
 import datetime
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, machine, peers, report, scheduler, start, workloads
+from benchmarks import engines, kernels, machine, peers, report, scheduler, start, workloads
 from benchmarks.workloads import ROOT
 
-PUBLISHED = ROOT / "book" / "benchmark-results.json"
+PUBLISHED = ROOT / "book" / "benchmark-results"
+"""A file for each machine that has published, and one of a GPU."""
+PUBLISHED_GPU = PUBLISHED / report.GPU_FILE
 DEFAULT_OUTPUT = ROOT / "_build" / "bench" / "results.json"
-SECTIONS = ("engines", "scheduler", "start")
+SECTIONS = ("engines", "bfloat16", "kernels", "scheduler", "start")
+BFLOAT16_ENGINES = ("minivllm", "vllm-eager", "vllm")
+"""The ones that are made for 16 bits."""
+BFLOAT16_WORKLOADS = ("mixed", "batch1", "load")
 VERSION = 1
 
 
@@ -57,7 +63,7 @@ def parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     add("--timeout", type=float, default=900.0, help="seconds that one command may take (900)")
     add("--steps", type=int, default=96, help="that the scheduler is timed for (96)")
     add("--output", type=Path, default=DEFAULT_OUTPUT, help="where the JSON goes")
-    add("--publish", action="store_true", help="write book/benchmark-results.json too")
+    add("--publish", action="store_true", help="write book/benchmark-results/ too")
     add("--bandwidth-mib", type=int, default=512, help=argparse.SUPPRESS)
     return made  # fmt: skip
 
@@ -75,22 +81,14 @@ def _names(known: Any) -> Any:
     return parse
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Write results. A GPU's that were there before stay: another machine measured them."""
-    _replace(path, {**results, "gpu": _read(path).get("gpu")})
+def published_file(box: Mapping[str, Any], folder: Path = PUBLISHED) -> Path:
+    """Where a machine's results stand in the book: the same machine's replace its own."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{box['cpu']} {box['threads']} threads".lower()).strip("-")
+    return folder / f"{name}.json"
 
 
-def merge_gpu(path: Path, gpu: dict[str, Any]) -> None:
-    """Put a GPU's results (`benchmarks/gpu.py`) into a file, and leave all else in it."""
-    _replace(path, {"version": VERSION, **_read(path), "gpu": gpu})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _replace(path: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all."""
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_rounded(results), indent=1) + "\n", encoding="utf-8")
@@ -134,18 +132,31 @@ def main(
         "date": datetime.date.today().isoformat(),
         "machine": machine.describe(options.threads),
     }
-    if "engines" in sections:
+    precisions = {
+        "engines": ("float32", options.engines, options.workloads),
+        "bfloat16": (
+            "bfloat16",
+            [name for name in options.engines if name in BFLOAT16_ENGINES],
+            [name for name in options.workloads if name in BFLOAT16_WORKLOADS],
+        ),
+    }
+    for section, (dtype, names, works) in precisions.items():
+        if section not in sections:
+            continue
         settings = engines.Settings(
             model, options.threads, options.rounds, options.seed, options.scale, options.rate,
-            options.timeout, bandwidth_mib=options.bandwidth_mib,
+            options.timeout, dtype, bandwidth_mib=options.bandwidth_mib,
         )  # fmt: skip
+        say(f"precision: {dtype}")
         try:
-            results["engines"] = engines.measure(
-                settings, options.engines, options.workloads, logs, say
-            )
+            results[section] = engines.measure(settings, names, works, logs / dtype, say)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         write(options.output, results)  # what has been measured is not lost with what follows
+    if "kernels" in sections:
+        say("kernels: beside oneDNN's")
+        results["kernels"] = kernels.measure(options.threads)
+        write(options.output, results)
     if "scheduler" in sections:
         small = [case for case in scheduler.CASES if max(case.running, case.waiting) <= 256]
         cases = small if options.quick else scheduler.CASES
@@ -156,10 +167,11 @@ def main(
     if "start" in sections:
         results["start"] = start.measure(model, max(options.rounds, 2))
     write(options.output, results)
+    published = published_file(results["machine"])
     if options.publish:
-        write(PUBLISHED, results)
+        write(published, results)
     print("\n" + report.render(results))
-    shown = [options.output, *([PUBLISHED] if options.publish else [])]
+    shown = [options.output, *([published] if options.publish else [])]
     print("\nwritten: " + ", ".join(os.path.relpath(path) for path in shown))
     return results
 

@@ -95,10 +95,6 @@ class Minivllm:
         if options["device"] == "cpu":
             _use_threads(options["threads"])
         self.version = minivllm.__version__
-        size = {}
-        if options["cache_bytes"]:  # else the engine's own rule for a GPU decides
-            slots = options["cache_bytes"] // options["kv_bytes_per_token"]
-            size = {"num_gpu_blocks": slots // 16}
         self.engine = LLMEngine(
             options["model"],
             dtype=options["dtype"],
@@ -107,7 +103,8 @@ class Minivllm:
             max_num_seqs=options["max_num_seqs"],
             max_num_batched_tokens=options["max_num_batched_tokens"],
             enable_prefix_caching=False,
-            **size,
+            # None on a GPU: the engine's own rule decides.
+            kv_cache_memory_bytes=options["cache_bytes"],
         )
         # Ours takes the cache's memory as blocks are first used. vLLM and llama.cpp take theirs as
         # they load; so that no round pays for it, neither does ours.

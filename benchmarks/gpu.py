@@ -220,14 +220,14 @@ def _find(engine: Engine, pythons: Sequence[str]) -> Place | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    from benchmarks.__main__ import DEFAULT_OUTPUT, PUBLISHED, merge_gpu
+    from benchmarks.__main__ import DEFAULT_OUTPUT, PUBLISHED_GPU, write
     from benchmarks.peers import interpreters
 
     parser = argparse.ArgumentParser(description="nano-vllm's benchmark on a GPU.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--timeout", type=float, default=600.0)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT.with_name("gpu.json"))
     parser.add_argument("--note", help="what a reader of the page has to know of the peers")
     parser.add_argument("--publish", action="store_true", help="into the book's results too")
     options = parser.parse_args(arguments)
@@ -249,8 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     result["note"] = options.note
     print("\n" + report.gpu(result))
-    for path in [options.output, *([PUBLISHED] if options.publish else [])]:
-        merge_gpu(path, result)
+    for path in [options.output, *([PUBLISHED_GPU] if options.publish else [])]:
+        write(path, result)
     return 0
 
 

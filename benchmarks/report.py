@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import summary
 
 Row = Sequence[str]
+
+GPU_FILE = "gpu.json"
+
+
+def read_published(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Every machine's results, the newest first, and a GPU's, which is another machine's."""
+    files = {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    graphics = files.pop(GPU_FILE, None)
+    return sorted(files.values(), key=lambda results: results["date"], reverse=True), graphics
+
+
+def short_names(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells machines apart: the width of their registers, in bits, and their memory."""
+    return [
+        f"{_width(row['machine']['cpu'])}, {row['engines']['bandwidth_bytes_per_s'] / 1e9:.0f} GB/s"
+        for row in machines
+    ]
+
+
+def _width(cpu: str) -> str:
+    """`AMD EPYC (avx2)` → `AVX2`; a processor that says none by its name."""
+    known = {"avx512f": "AVX-512", "avx2": "AVX2"}
+    return next((words for flag, words in known.items() if f"({flag})" in cpu), cpu)
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -35,9 +60,10 @@ def render(results: Mapping[str, Any]) -> str:
     """All sections that were measured."""
     sections: list[tuple[str, Callable[[Any], str]]] = [
         ("engines", engines),
+        ("bfloat16", engines),
+        ("kernels", kernels),
         ("scheduler", scheduler),
         ("start", start),
-        ("gpu", gpu),
     ]
     parts = [machine(results["machine"])]
     parts += [show(results[name]) for name, show in sections if results.get(name)]
@@ -173,6 +199,20 @@ def _differences(section: Mapping[str, Any], labels: Mapping[str, str]) -> Any:
         for engine, steady in work["same_tokens_every_round"].items():
             if not steady:
                 yield f"{name}: {labels[engine]} did not give the same tokens in every round"
+
+
+def kernels(section: Sequence[Mapping[str, Any]]) -> str:
+    """Products, a line for each number of rows."""
+    rows = [
+        (
+            f"{row['shape']}, {row['precision']}, {row['rows']} rows",
+            f"{row['minivllm'] / 1e9:.0f}",
+            f"{row['onednn'] / 1e9:.0f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in section
+    ]
+    return table(("a layer's products", "minivllm, GFLOP/s", "oneDNN", "minivllm is x times"), rows)
 
 
 def scheduler(section: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import statistics
 import time
 
 from minivllm import LLMEngine, SamplingParams
+from minivllm.core.releases import NEWEST
 from minivllm.models.loader import DEFAULT_MODEL, LoadedModel, load_model
 
 FUNCTIONS = "".join(
@@ -40,10 +41,11 @@ def engine(model: LoadedModel, batch: int, num_tokens: int) -> LLMEngine:
         "num_speculative_tokens": num_tokens,
         "prompt_lookup_min": 2,
         "prompt_lookup_max": 4,
-        "num_speculative_tokens_per_batch_size": [(1, 2, num_tokens), (3, 4, 2)],
+        "num_speculative_tokens_per_batch_size": [(1, 2, num_tokens), (3, 4, 2), (5, 1024, 0)],
     }
     return LLMEngine(
         model,
+        vllm_version=NEWEST,
         max_num_seqs=batch,
         max_model_len=1024,
         enable_prefix_caching=False,

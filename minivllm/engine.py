@@ -332,11 +332,10 @@ class LLMEngine:
         token_ids = self.sampler.sample(requests, logits)
         return self._update(plan, token_ids)
 
-    def _propose(self, batch_size: int, request_ids: Iterable[str]) -> dict[str, list[int]]:
-        """Tokens to follow those that the requests have; a request that has ended gets none."""
-        assert self.speculative_config is not None
+    def _propose(self, plan: SchedulerOutput, request_ids: Iterable[str]) -> dict[str, list[int]]:
+        """Tokens to follow those that the requests have after `plan`; a request that has ended gets
+        none."""
         assert self.proposer is not None
-        num_tokens = self.speculative_config.num_tokens(batch_size)
         most: dict[Request, int] = {}
         for request_id in request_ids:
             request = self.scheduler.requests.get(request_id)
@@ -345,7 +344,7 @@ class LLMEngine:
                 room = self.scheduler.config.max_model_len - request.num_tokens - 1
                 if request.max_tokens is not None:
                     room = min(room, request.max_tokens - request.num_output_tokens - 1)
-                most[request] = min(num_tokens, room)
+                most[request] = min(plan.num_spec_tokens_to_schedule, room)
         most = {request: k for request, k in most.items() if k > 0}
         return self.proposer.propose(most) if most else {}
 
@@ -374,7 +373,8 @@ class LLMEngine:
         ]
         decoding = [r.request_id for r in plan.scheduled_running_reqs]
         decoding = [id_ for id_ in decoding if id_ in plan.scheduled_spec_decode_tokens]
-        self.scheduler.update_draft_token_ids_in_output(self._propose(len(going), decoding), plan)
+        drafts = self._propose(step.plan, decoding)
+        self.scheduler.update_draft_token_ids_in_output(drafts, plan)
         ahead = self._launch(plan)
         if going:
             self._in_flight = ahead
@@ -415,8 +415,7 @@ class LLMEngine:
             if all(completion.finished() for completion in state.completions):
                 del self._states[state.request_id]
         if proposes is not None:
-            batch_size = len(plan.num_scheduled_tokens)
-            self.scheduler.update_draft_token_ids(self._propose(batch_size, sampled))
+            self.scheduler.update_draft_token_ids(self._propose(plan, sampled))
         return [state.to_output() for state in changed.values()]
 
     def _append(self, state: RequestState, index: int, output: EngineCoreOutput) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import adapters, engines, gpu, peers, report, scheduler, summary, workloads
+from benchmarks import (
+    adapters,
+    engines,
+    gpu,
+    kernels,
+    peers,
+    report,
+    scheduler,
+    summary,
+    workloads,
+)
 from benchmarks.children import Worker, WorkerError
 from benchmarks.scheduler_worker import blocks_needed, measure
+from minivllm.models.cpu_kernels import load_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = list(range(5, 905))
@@ -295,10 +308,14 @@ def test_a_run_from_the_command_line_to_the_file_and_the_table(
         assert line in printed
     assert str(tmp_path) not in json.dumps({**results, "engines": {**section, "settings": 0}})
 
-    # A GPU's results are another machine's: they stay when this one measures again.
-    command_line.merge_gpu(output, {"device": "X"})
-    command_line.write(output, results)
-    assert json.loads(output.read_text())["gpu"] == {"device": "X"}
+
+def test_a_machine_replaces_its_own_results_and_no_other() -> None:
+    narrow = {"cpu": "AMD EPYC (avx2)", "threads": 2}
+    wide = {"cpu": "AMD EPYC (avx512f)", "threads": 2}
+    assert command_line.published_file(narrow) == command_line.published_file({**narrow, "x": 1})
+    assert command_line.published_file(narrow) != command_line.published_file(wide)
+    assert command_line.published_file(wide).name == "amd-epyc-avx512f-2-threads.json"
+    assert command_line.published_file(wide) != command_line.PUBLISHED_GPU
 
 
 def test_publishing_half_a_run_is_refused() -> None:
@@ -306,6 +323,17 @@ def test_publishing_half_a_run_is_refused() -> None:
         command_line.main(["engines", "--publish"])
     with pytest.raises(SystemExit, match="'engine' is no section"):
         command_line.main(["engine"])
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no C compiler here")
+def test_our_products_and_onednns_are_of_the_same_matrices() -> None:
+    rows = kernels.rates(["SmolLM2-135M"], (3,), repeats=1, least_seconds=0.001)
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["minivllm"] > 0 and row["onednn"] > 0 for row in rows)
+    layer = kernels.Layer("SmolLM2-135M", torch.float32)
+    ours, theirs = layer.with_rows(3)
+    for mine, other in zip(ours(), theirs(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)  # sums of 576 and 1,536
 
 
 # --- the scheduler alone, and starting ------------------------------------------------------------
@@ -391,18 +419,19 @@ def test_without_a_gpu_nothing_is_measured(
 # --- the page -------------------------------------------------------------------------------------
 
 
+def made_up_rounds(speed: float) -> list[dict[str, Any]]:
+    late = {"mean": 0.2, "p50": 0.1, "p99": 0.4}
+    return [
+        {"seconds": 1.0, "output_tokens_per_s": speed * x, "ttft": late, "itl": late}
+        for x in (0.9, 1.0, 1.1)
+    ]
+
+
 def published() -> dict[str, Any]:
     """Results as a run writes them, with numbers from nowhere."""
 
-    def rounds(speed: float) -> list[dict[str, Any]]:
-        late = {"mean": 0.2, "p50": 0.1, "p99": 0.4}
-        return [
-            {"seconds": 1.0, "output_tokens_per_s": speed * x, "ttft": late, "itl": late}
-            for x in (0.9, 1.0, 1.1)
-        ]
-
     def work(rate: float | None) -> dict[str, Any]:
-        both = {"minivllm": rounds(100.0), "vllm": rounds(80.0)}
+        both = {"minivllm": made_up_rounds(100.0), "vllm": made_up_rounds(80.0)}
         return {
             "requests": 48, "prompt_tokens": 1000, "output_tokens": 2000, "rate": rate,
             "rounds": both, "same_tokens_every_round": {"minivllm": True, "vllm": False},
@@ -433,32 +462,38 @@ def published() -> dict[str, Any]:
         },
         "scheduler": {"versions": {"minivllm": "0.1.0"}, "problem": None, "cases": [case]},
         "start": {"core": {"label": "import minivllm.core", **times}},
-        "gpu": {"device": "Some GPU", "model": "M", "note": "Mind the peers.", "engines": {
-            "minivllm": {"label": "minivllm", "rounds": rounds(5000.0), "ratio": None,
-                         "problem": None},
-            "vllm": {"label": "vLLM", "rounds": [], "ratio": None, "problem": "not installed"},
-        }},
     }  # fmt: skip
 
 
+GPU = {
+    "device": "Some GPU", "model": "M", "note": "Mind the peers.", "engines": {
+        "minivllm": {"label": "minivllm", "rounds": made_up_rounds(5000.0), "ratio": None,
+                     "problem": None},
+        "vllm": {"label": "vLLM", "rounds": [], "ratio": None, "problem": "not installed"},
+    },
+}  # fmt: skip
+
+
 @pytest.fixture
-def render(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], tuple[str, int]]:
+def render(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[str, int]]:
     """Runs the page's cells on some results: what they show as text, and how many figures."""
     from minivllm.viz import offline
 
-    def run(results: dict[str, Any] | None) -> tuple[str, int]:
+    def run(*machines: dict[str, Any], graphics: dict[str, Any] | None = GPU) -> tuple[str, int]:
         figures: list[str] = []
         monkeypatch.setattr(offline, "show", lambda figure, alt: figures.append(alt))
-        path = tmp_path / "benchmark-results.json"
-        path.unlink(missing_ok=True)
-        if results is not None:
-            path.write_text(json.dumps(results))
+        folder = tmp_path / "benchmark-results"
+        shutil.rmtree(folder, ignore_errors=True)
+        for results in machines:
+            command_line.write(command_line.published_file(results["machine"], folder), results)
+        if graphics is not None:
+            command_line.write(folder / report.GPU_FILE, graphics)
         page = (ROOT / "book" / "benchmarks.md").read_text(encoding="utf-8")
         cells = re.findall(r"```\{code-cell\} ipython3\n(.*?)```", page, re.S)
         shown, names = [], {"__name__": "page"}
         for cell in cells:
             code = re.sub(r"^:.*\n", "", cell, flags=re.M)
-            code = re.sub(r"RESULTS = .*", f"RESULTS = Path({str(path)!r})", code)
+            code = re.sub(r"RESULTS = .*", f"RESULTS = Path({str(folder)!r})", code)
             tree = ast.parse(code)
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
             exec(compile(tree, "page", "exec"), names)
@@ -472,16 +507,36 @@ def render(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], t
 
 def test_the_page_shows_what_was_measured(render: Any) -> None:
     text, figures = render(published())
-    assert figures == 4
+    assert figures == 1
     assert "minivllm is ahead of vLLM (× 1.20)" in text
     assert "Some GPU" in text
     assert "Mind the peers." in text
     assert "not installed" in text
+    assert "Not measured yet" in text, "16 bits were not measured there"
+
+
+def test_the_page_shows_every_machine_beside_the_others(render: Any) -> None:
+    wide, narrow = published(), published()
+    wide["machine"]["cpu"], narrow["machine"]["cpu"] = "A (avx512f)", "A (avx2)"
+    wide["date"] = "2026-02-01"
+    wide["engines"]["bandwidth_bytes_per_s"] = 4.6e10
+    slower = summary.ratios([80.0, 90.0], [100.0, 100.0])
+    narrow["engines"]["workloads"]["mixed"]["ratios"]["vllm"] = slower
+    wide["bfloat16"] = {**wide["engines"], "workloads": wide["engines"]["workloads"]}
+    wide["kernels"] = [{"shape": "M", "precision": "float32", "rows": 8, "minivllm": 82e9,
+                        "onednn": 58e9, "ratio": 1.41}]  # fmt: skip
+    text, figures = render(wide, narrow)
+    assert figures == 2
+    assert "with AVX-512, 46 GB/s, minivllm is ahead of vLLM (× 1.20)" in text
+    assert "with AVX2, 20 GB/s, minivllm is behind vLLM (× 0.85)" in text
     assert "Not measured" not in text
+    assert re.search(r"AVX-512, 46 GB/s +M +float32 +8 +82 +58 +1\.41", text)
+    header = next(line for line in text.splitlines() if line.startswith("what"))
+    assert header.index("AVX-512") < header.index("AVX2"), "the newest first"
 
 
 def test_the_page_says_that_no_gpu_was_measured(render: Any) -> None:
-    text, _ = render({**published(), "gpu": None})
+    text, _ = render(published(), graphics=None)
     assert "GPU: not measured" in text
     assert "Some GPU" not in text
     assert "disturbed" not in text
@@ -490,10 +545,10 @@ def test_the_page_says_that_no_gpu_was_measured(render: Any) -> None:
 def test_the_page_names_disturbed_rounds(render: Any) -> None:
     results = published()
     results["engines"]["workloads"]["mixed"]["rounds"]["vllm"][1]["cores_of_others"] = 0.7
-    assert re.search(r"disturbed round of.*\nmixed +vLLM +2 +0\.7", render(results)[0])
+    assert re.search(r"disturbed round of.*\nmixed +engines +vLLM +2 +0\.7", render(results)[0])
 
 
 def test_the_page_stands_before_anything_is_published(render: Any) -> None:
-    text, figures = render(None)
+    text, figures = render(graphics=None)
     assert figures == 0
     assert "Not measured yet" in text

@@ -278,7 +278,8 @@ def test_scores_far_apart_and_slots_of_others_do_no_harm():
     cache.flatten(1, 2)[:, ~own] = float("nan")
     attention = CPUPagedAttention(16, 3, torch.float32, "cpu")
     attention.prepare(metadata)
-    torch.testing.assert_close(attention(query, cache, 1.0), expected)
+    # Floats between 4,096 and 8,192 lie 0.0005 apart, and e^0.0005 is what a weight is off by then.
+    torch.testing.assert_close(attention(query, cache, 1.0), expected, rtol=1e-3, atol=1e-4)
 
 
 @needs_kernels

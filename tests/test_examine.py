@@ -107,7 +107,7 @@ def test_other_block_ids_are_no_other_plan(traces, tmp_path):
 
 def test_what_a_scheduler_lacks_is_not_wrong(traces, tmp_path, workloads):
     text = ADAPTER.read_text()
-    text = text.replace(', "block_ids", "cache_hits"]', "]")
+    text = text.replace(', "block_ids", "cache_hits")', ")")
     text = text.replace('"lacks": []', '"lacks": ["priority", "async_scheduling"]')
     path = tmp_path / "adapter.py"
     path.write_text(
@@ -125,6 +125,116 @@ def test_what_a_scheduler_lacks_is_not_wrong(traces, tmp_path, workloads):
         "class": "block_ids", "agree": 0, "differ": 0, "first": 0, "not_supported": len(workloads)
     }  # fmt: skip
     assert sum(report["lacking"].values()) == len(workloads) - len(left)
+
+
+# --- proposed tokens and queue caps: version 1.1 ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_drafts() -> list[dict]:
+    """Of each kind some: planned ahead, padded, fewer drafts in a larger batch, and refusals."""
+    drafts = [w for w in read("vllm-speculative.jsonl.xz", 1000) if len(w["steps"]) < 40]
+    rows = [w for w in read("vllm-drafts-by-batch.jsonl.xz", 1000) if len(w["steps"]) < 40]
+    caps = [w for w in read("vllm-queue-caps.jsonl.xz", 1000) if len(w["steps"]) < 40]
+    return [w for some in (drafts, rows, caps) for w in some[:: max(len(some) // 12, 1)]]
+
+
+@pytest.fixture
+def drafting(tmp_path, with_drafts) -> Path:
+    path = tmp_path / "drafting.jsonl"
+    path.write_text("".join(json.dumps(workload) + "\n" for workload in with_drafts))
+    return path
+
+
+def test_proposed_tokens_and_refusals_go_through_the_pipe(drafting, with_drafts):
+    needed = [set(needs(workload)) for workload in with_drafts]
+    for name in ("speculative_tokens", "async_scheduling", "queue_caps",
+                 "num_lookahead_tokens", "num_speculative_tokens_per_batch_size"):  # fmt: skip
+        assert sum(name in some for some in needed) >= 4, name
+    assert any(step.get("refused") for w in with_drafts for step in w["steps"])
+    assert any(
+        ids == [-1] * len(ids)
+        for w in with_drafts
+        if not w["config"].get("async_scheduling")
+        for step in w["steps"]
+        for ids in step.get("drafts", {}).values()
+    )
+    done = run(drafting, sys.executable, ADAPTER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    number = str(len(with_drafts))
+    assert done.stdout.startswith(f"minivllm: {number} of {number} workloads compared\n")
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert rows == [[name, number, "0", "0", "0"] for name in CLASSES]
+
+
+def test_an_adapter_of_version_1_0_is_not_asked(drafting, tmp_path):
+    """As one that lacks them by name: not supported, and not wrong."""
+    for old, new in (
+        ('"minor": 1,', ""),
+        ('"lacks": []', '"lacks": ["speculative_tokens", "queue_caps"]'),
+    ):
+        text = ADAPTER.read_text().replace(old, new)
+        assert text != ADAPTER.read_text()
+        path = tmp_path / "adapter.py"
+        path.write_text(text)
+        done = run(drafting, sys.executable, path)
+        assert done.returncode == 2
+        assert "workloads could be compared" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("config.SchedulerConfig.num_spec_tokens_to_schedule = lambda self, n: "
+         "self.num_speculative_tokens", {"drafts", "tokens"}),
+        ("scheduler.Scheduler._num_padding = lambda *args: 0", {"drafts", "tokens"}),
+        ("scheduler.Scheduler._queue_is_full = lambda *args: None", {"refusals"}),
+    ],
+)  # fmt: skip
+def test_who_decides_otherwise_about_them_is_found(drafting, tmp_path, change, parts):
+    command = changed(tmp_path, f"from minivllm.core import config\n{change}")
+    done = run(drafting, *command, options=("--json", str(tmp_path / "report.json")))
+    assert done.returncode == 1, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert parts <= {row["class"] for row in report["classes"] if row["differ"]}
+    assert {row["class"] for row in report["classes"] if row["first"]} & parts
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, ["'drafts' must be an object"]),
+        ({"drafts": {"r0": 1}}, ["'drafts' must be", "below that of the request's"]),
+        ({"drafts": {}, "padded": ["r0"]}, ["'padded' must be ids among the drafts"]),
+        ({"drafts": {}, "padded": []}, ["'propose' must be a number up to", "None"]),
+        ({"drafts": {}, "padded": [], "propose": 99}, ["'propose' must be", "got 99"]),
+    ],
+)
+def test_what_says_nothing_about_drafts_is_told_so(tmp_path, with_drafts, answer, words):
+    workload = next(w for w in with_drafts if w["steps"][0]["scheduled"])
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(workload) + "\n")
+    hello = {"protocol": 1, "minor": 1, "name": "x", "decides": ["who"]}
+    (id_, _), *_ = workload["steps"][0]["scheduled"]
+    answer = json.loads(json.dumps(answer).replace("r0", id_))
+    step = {"scheduled": [[id_, 1]], "sampling": {}, **answer}
+    program = answering(json.dumps(hello), "{}", json.dumps(step))
+    done = run(path, *write(tmp_path, program))
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_nobody_verifies_more_than_was_proposed(tmp_path, with_drafts):
+    workload = next(w for w in with_drafts if "async_scheduling" not in needs(w))
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(workload) + "\n")
+    hello = {"protocol": 1, "minor": 1, "name": "x", "decides": ["who"]}
+    (id_, _), *_ = workload["steps"][0]["scheduled"]
+    step = {"scheduled": [[id_, 9]], "sampling": {id_: None}, "drafts": {id_: 1}, "padded": [],
+            "propose": 0}  # fmt: skip
+    done = run(path, *write(tmp_path, answering(json.dumps(hello), "{}", json.dumps(step))))
+    assert done.returncode == 2
+    assert f"'drafts.{id_}' must be at most the 0 proposed" in done.stderr
 
 
 HELLO = '{"protocol": 1, "name": "x", "decides": ["who", "preemption"], "lacks": []}'
@@ -147,6 +257,7 @@ def answering(*lines: str) -> str:
         (answering("[1]"), ["one JSON object"]),
         (answering("[" * 100_000), ["one JSON object"]),
         (answering('{"protocol": 2}'), ["protocol 2", "speaks 1"]),
+        (answering('{"protocol": 1, "minor": "1"}'), ["'minor' must be a number", "'1'"]),
         (answering('{"protocol": 1, "decides": ["all"]}'), ["'decides'", "who", "all"]),
         (answering('{"protocol": 1, "decides": ["order"]}'), ["must decide 'who'"]),
         (answering('{"protocol": 1, "decides": ["who"], "lacks": 3}'), ["'lacks'", "priority"]),
@@ -212,7 +323,7 @@ def test_a_scheduler_that_dies_now_and_then_is_started_again(traces, tmp_path, w
     assert len(report["failed"]) == len(dead)
     assert 0 < len(dead) < len(workloads)
     assert "exit status 3" in report["failed"][0]
-    who = report["classes"][0]
+    (who,) = (row for row in report["classes"] if row["class"] == "who")
     assert who["agree"] == report["compared"] == len(workloads) - len(dead)
     assert f"{len(dead)} not brought to their end" in done.stdout
 
@@ -228,7 +339,9 @@ def test_every_class_sees_its_own_difference(workloads):
     step = next(i for i, row in enumerate(theirs) if len(row["scheduled"]) > 1)
     for name, change in {
         "who": lambda row: row["scheduled"].pop(),
+        "refusals": lambda row: row["refused"].append("r99"),
         "tokens": lambda row: row["scheduled"][0].__setitem__(1, 99),
+        "drafts": lambda row: row["drafts"].__setitem__(row["scheduled"][0][0], 99),
         "order": lambda row: row["scheduled"].reverse(),
         "preemption": lambda row: row["preempted"].append("r99"),
         "admission": lambda row: row["admitted"].append("r99"),

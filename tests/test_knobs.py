@@ -31,6 +31,9 @@ EXTREMES = {
     "watermark": {"watermark": 0.9},
     "prefill_schedule_interval": {"prefill_schedule_interval": 1_000},
     "num_speculative_tokens": {"num_speculative_tokens": 4},
+    "num_speculative_tokens_per_batch_size": {
+        "num_speculative_tokens": 4, "num_speculative_tokens_per_batch_size": [(1, 1, 0)],
+    },
     "num_lookahead_tokens": {"num_speculative_tokens": 4, "num_lookahead_tokens": 4},
     "policy": {"policy": "priority"},
     "enable_prefix_caching": {"enable_prefix_caching": False},

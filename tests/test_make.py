@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = {"BOOK_ARGS": "-W --keep-going", "PYTEST_ARGS": "-x -k 'a or b'", "LAB_ARGS": "--x=1",
              "GRADE_ARGS": "-v", "EXERCISES_ARGS": "--check", "BENCH_ARGS": "engines", "PORT": "81",
-             "LAB_DIR": "exercises", "FAST_ARGS": "-q"}  # fmt: skip
+             "LAB_DIR": "exercises", "LIVE_ARGS": "--allow-root", "FAST_ARGS": "-q"}  # fmt: skip
 
 
 def test_the_targets_are_the_makefiles():

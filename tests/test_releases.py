@@ -30,6 +30,7 @@ KNOBS = {
     "long_prefill_token_threshold_adaptive": True,
     "max_num_active_seqs": 2,
     "prefill_schedule_interval": 3,
+    "num_speculative_tokens_per_batch_size": ((1, 4, 2), (5, 9, 0)),
 }
 """A value for each knob of the table."""
 
@@ -87,7 +88,8 @@ def test_an_unknown_release_is_an_error(version):
 def test_a_knob_is_refused_by_the_releases_that_lack_it(name):
     (change,) = (change for change in CHANGES if change.name == name)
     for version in RELEASES:
-        knobs = {"num_gpu_blocks": 1, "vllm_version": version, name: KNOBS[name]}
+        knobs = {"num_gpu_blocks": 1, "num_speculative_tokens": 2, "vllm_version": version}
+        knobs[name] = KNOBS[name]
         if change.holds_in(version):
             assert getattr(SchedulerConfig(**knobs), name) == KNOBS[name]
         else:
@@ -106,6 +108,22 @@ def test_a_knob_is_refused_by_the_releases_that_lack_it(name):
         ({"max_num_queued_reqs": -1}, "max_num_queued_reqs must be at least 0"),
         ({"max_num_queued_tokens": 1.5}, "max_num_queued_tokens must be an integer"),
         ({"prefill_schedule_interval": 0}, "prefill_schedule_interval must be at least 1"),
+        *(
+            ({"num_speculative_tokens": 4, "num_speculative_tokens_per_batch_size": rows}, words)
+            for rows, words in (
+                ([], r"must be a list of rows \(from, to, tokens\), got \[\]"),
+                ("1-4", "must be a list of rows"),
+                ([(1, 2)], r"has \(1, 2\); a row is \(from, to, tokens\)"),
+                ([(1, 2, 0.5)], "must be an integer, got 0.5"),
+                ([(1, 2, True)], "must be an integer, got True"),
+                ([(0, 2, 1)], "with 1 <= from <= to"),
+                ([(3, 2, 1)], "with 1 <= from <= to"),
+                ([(1, 2, -1)], "tokens of at least 0"),
+                ([(2, 3, 1)], "a step of 1 request needs a row"),
+                ([(4, 6, 1), (1, 4, 2)], r"has \(1, 4, 2\) and \(4, 6, 1\), which overlap"),
+            )
+        ),
+        ({"num_speculative_tokens_per_batch_size": [(1, 4, 2)]}, "num_speculative_tokens is 0"),
     ],
 )
 def test_bad_values_are_named_with_their_limit(knobs, words):

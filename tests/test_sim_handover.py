@@ -34,10 +34,9 @@ from minivllm.sim import (
     vllm_serve,
     without_flag,
 )
-from minivllm.sim.handover import BENCH_FLAGS, NEWER_KNOBS, NO_FLAG, VLLM_FLAGS
+from minivllm.sim.handover import BENCH_FLAGS, NEWER_KNOBS, NO_FLAG, SPECULATION, VLLM_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
-SPECULATION = ("num_speculative_tokens", "num_lookahead_tokens")
 LINES = {
     name: json.loads((ROOT / "tools" / f"upstream_lines{name}.json").read_text())
     for name in ("", "_newest")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -151,12 +152,12 @@ def test_a_stop_string_ends_at_the_same_token() -> None:
 
 
 def test_the_number_of_proposed_tokens_falls_with_the_load(tiny) -> None:
-    ranges = [(1, 2, 4), (3, 4, 1)]
+    ranges = [(1, 2, 4), (4, 4, 1), (8, 8, 0)]
     llm = build(
         tiny, record=True,
         speculative_config={**draft(tiny, 4), "num_speculative_tokens_per_batch_size": ranges},
     )  # fmt: skip
-    for number, most in ((1, 4), (4, 1), (8, 0)):
+    for number, most in ((1, 4), (3, 4), (4, 1), (6, 1), (8, 0)):
         first = len(llm.llm_engine.scheduler.history)
         token_ids(
             llm, prompts(number), SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -165,6 +166,47 @@ def test_the_number_of_proposed_tokens_falls_with_the_load(tiny) -> None:
         drafts = [r["num_draft_tokens"] for s in steps for r in s["scheduled"] if
                   r["kind"] == "running" and len(s["scheduled"]) == number]  # fmt: skip
         assert max(drafts) == most
+
+
+@pytest.mark.parametrize("proposer", ["ngram", "draft_model"])
+@pytest.mark.parametrize("mode", ["plain", "chunks", "preemption", "priority"])
+def test_it_falls_when_steps_are_planned_ahead_too(
+    tiny, mode: str, proposer: str, monkeypatch
+) -> None:
+    """A plan keeps as many places as the size of the step before it gives; the same tokens."""
+    knobs = MODES[mode]
+    rows = [(1, 2, 4), (3, 5, 2), (7, 9, 0), (10, 128, 1)]
+    sizes = {1: 4, 2: 4, 3: 2, 4: 2, 5: 2, 6: 2, 7: 0, 8: 0, 9: 0, 10: 1}
+    how = NGRAM if proposer == "ngram" else draft(tiny, 4)
+    how = {**how, "num_speculative_tokens_per_batch_size": rows}
+    plain = build(tiny, **knobs)
+    ahead = build(tiny, **knobs, speculative_config=how, async_scheduling=True)
+    scheduler = ahead.llm_engine.scheduler
+    assert isinstance(scheduler, AsyncScheduler)
+    schedule, plans = scheduler.schedule, []
+
+    def note() -> Any:
+        plan = schedule()
+        kept = {id_: len(ids) for id_, ids in plan.scheduled_spec_decode_tokens.items()}
+        plans.append((list(plan.num_scheduled_tokens), kept))
+        return plan
+
+    monkeypatch.setattr(scheduler, "schedule", note)
+    priority = [i % 3 for i in range(10)] if "policy" in knobs else None
+    most = Counter[int]()
+    for params in (PARAMS["greedy"], PARAMS["penalties"]):
+        for number in (10, 4, 2):
+            given = prompts(number)
+            expected = token_ids(plain, given, params, priority=priority and priority[:number])
+            found = token_ids(ahead, given, params, priority=priority and priority[:number])
+            assert found == expected
+    for (before, _), (_, kept) in pairwise(plans):
+        for id_ in kept.keys() & set(before):
+            assert kept[id_] <= sizes[len(before)]
+            most[len(before)] = max(most[len(before)], kept[id_])
+    assert (most[2], most[4]) == (4, 2)
+    if proposer == "draft_model":  # which is right, unlike a look-up in so few random tokens
+        assert scheduler.stats.num_accepted_tokens > 0
 
 
 def test_a_step_cut_short_leaves_the_draft_model_no_request(tiny, monkeypatch) -> None:
@@ -296,8 +338,15 @@ def test_the_look_up_finds_the_longest_and_earliest(ids, shortest, more, most) -
         ({"num_speculative_tokens": 2, "prompt_lookup_min": 4, "prompt_lookup_max": 2},
          "prompt_lookup_min=4 must be at most prompt_lookup_max=2"),
         ({"num_speculative_tokens": 2, "prompt_lookup_max": 0}, "prompt_lookup_max must be at le"),
-        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(1, 4, 3)]},
-         "tokens from 0 to num_speculative_tokens=2"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(1, 4, -1)]},
+         r"per_batch_size has \(1, 4, -1\); .* tokens of at least 0"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": [(2, 4, 1)]},
+         "a step of 1 request needs a row"),
+        ({"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": []},
+         "must be a list of rows"),
+        ({"num_speculative_tokens": 2,
+          "num_speculative_tokens_per_batch_size": [(1, 4, 2), (4, 8, 1)]},
+         "which overlap"),
         ("ngram", "must be a mapping"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -207,9 +208,9 @@ def test_a_draft_models_token_costs_budget_for_each_request_since_0_28_0():
         assert rows[-1]["num_scheduled_tokens"] == rows[-1]["limits"]["max_num_batched_tokens"]
 
 
-def padded(version: str, running: bool, num_tokens: int = 9) -> int:
+def padded(version: str, running: bool, num_tokens: int = 9, **knobs) -> int:
     """Tokens that a newcomer gets whose prompt lies in the cache but for one token."""
-    scheduler = make(vllm_version=version, max_num_seqs=4, max_model_len=16)
+    scheduler = make(vllm_version=version, max_num_seqs=4, max_model_len=16, **knobs)
     prompt = list(range(num_tokens))
     scheduler.add_request(Request("cached", prompt, SamplingParams(max_tokens=1)))
     scheduler.update_from_output(scheduler.schedule(), {"cached": 1})
@@ -240,16 +241,79 @@ def test_the_last_accepted_blocks_are_published_at_once_since_0_33_0():
         assert scheduler.kv_cache_manager.get_computed_blocks(again)[1] == num_hits
 
 
+ROWS = ((1, 1, 4), (2, 3, 2), (6, 7, 0), (8, 9, 9))
+
+
+def test_the_number_of_proposed_tokens_by_batch_size():
+    """A size that is not listed belongs to the row before it; no row gives more than there may be
+    at most."""
+    config = SchedulerConfig(
+        vllm_version=NEWEST, num_gpu_blocks=1, num_speculative_tokens=4,
+        num_speculative_tokens_per_batch_size=list(ROWS[::-1]),
+    )  # fmt: skip
+    assert config.num_speculative_tokens_per_batch_size == ROWS
+    found = [config.num_spec_tokens_to_schedule(size) for size in range(12)]
+    assert found == [4, 4, 2, 2, 2, 2, 0, 0, 4, 4, 4, 4]
+    again = SchedulerConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_a_batch_between_ranges_and_behind_them_gets_what_vllm_gives():
+    """Recorded from `build_dynamic_sd_schedule_lookup` of vLLM 0.32.0, for batches of 1 to 12."""
+    for rows, found in (
+        ([(1, 2, 4), (5, 8, 2)], [4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2]),
+        ([(6, 7, 1), (1, 3, 3)], [3, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1]),
+        ([(1, 4, 4), (5, 8, 2), (9, 9, 0)], [4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0]),
+    ):
+        config = SchedulerConfig(
+            vllm_version="0.32.0", num_gpu_blocks=1, num_speculative_tokens=4,
+            num_speculative_tokens_per_batch_size=rows,
+        )  # fmt: skip
+        assert [config.num_spec_tokens_to_schedule(size) for size in range(1, 13)] == found
+
+
+def test_each_plan_says_how_many_and_a_plan_ahead_keeps_as_many_places():
+    config = SchedulerConfig(
+        vllm_version=NEWEST, num_gpu_blocks=64, block_size=4, max_num_batched_tokens=64,
+        max_model_len=64, num_speculative_tokens=4, num_speculative_tokens_per_batch_size=ROWS,
+    )  # fmt: skip
+    for make_scheduler in (Scheduler, AsyncScheduler):
+        scheduler = make_scheduler(config)
+        sizes, places = [], []
+        for number in (1, 1, 1, 4):  # arrivals; each has 8 tokens, all end together
+            for _ in range(number):
+                id_ = f"r{len(scheduler.requests)}"
+                scheduler.add_request(request(id_, 8, max_tokens=20))
+            plan = scheduler.schedule()
+            sizes.append(len(plan.num_scheduled_tokens))
+            assert plan.num_spec_tokens_to_schedule == [4, 2, 2, 0][len(sizes) - 1]
+            places.append(len(scheduler.requests["r0"].spec_token_ids))
+            sampled = dict.fromkeys(plan.num_scheduled_tokens, 7)
+            drafts = plan.scheduled_spec_decode_tokens
+            scheduler.update_from_output(
+                plan, {id_: [7] if id_ in drafts else 7 for id_ in sampled}
+            )
+        assert sizes == [1, 2, 3, 7]
+        assert places == ([4, 2, 2, 0] if make_scheduler is AsyncScheduler else [0] * 4)
+
+
+def test_with_numbers_by_batch_size_no_newcomer_is_padded():
+    for rows, tokens in ((None, 5), (((1, 9, 4),), 1)):
+        assert padded(NEWEST, True, num_speculative_tokens_per_batch_size=rows) == tokens
+
+
 # --- recorded from vLLM -------------------------------------------------------------------------
 
-RECORDED = list(read_traces(Path(__file__).parent / "data" / "vllm-speculative.jsonl.xz"))
+DATA = Path(__file__).parent / "data"
+RECORDED = list(read_traces(DATA / "vllm-speculative.jsonl.xz"))
 
 
 def test_enough_is_recorded():
     """45 workloads of each release that changed something about proposed tokens, 15 of them planned
     ahead."""
     releases = Counter(release_of(workload) for workload in RECORDED)
-    changed = {change.since for change in CHANGES if change.needs_drafts}
+    changed = {change.since for change in CHANGES if change.needs_drafts and change.is_switch}
     assert set(releases) == {REFERENCE, *changed}
     assert set(releases.values()) == {45}
     ahead = [w for w in RECORDED if w["config"].get("async_scheduling")]
@@ -269,6 +333,28 @@ def test_every_decision_about_proposed_tokens_is_vllms(version):
     for workload in RECORDED:
         if release_of(workload) == version:
             assert replay(workload) is None
+
+
+BY_BATCH_SIZE = list(read_traces(DATA / "vllm-drafts-by-batch.jsonl.xz"))
+KNOB = "num_speculative_tokens_per_batch_size"
+
+
+def test_enough_is_recorded_with_a_number_by_batch_size():
+    """Of every release that has the knob as many, sync and planned ahead."""
+    (change,) = (change for change in CHANGES if change.name == KNOB)
+    kinds = Counter(
+        (release_of(w), bool(w["config"].get("async_scheduling"))) for w in BY_BATCH_SIZE
+    )
+    releases = {version for version in RELEASES if change.holds_in(version)}
+    assert kinds == {(version, ahead): 4 for version in releases for ahead in (False, True)}
+    assert sum(w["config"]["num_lookahead_tokens"] > 0 for w in BY_BATCH_SIZE) >= 8
+    for workload in BY_BATCH_SIZE:  # each one shows the knob
+        always_most = {**workload["config"], KNOB: [[1, 1, 99]]}
+        assert replay({**workload, "config": always_most}) is not None
+
+
+def test_every_decision_with_a_number_by_batch_size_is_vllms():
+    assert [difference for w in BY_BATCH_SIZE if (difference := replay(w))] == []
 
 
 def test_the_wrong_release_is_told():
@@ -358,7 +444,7 @@ def test_speculation_changes_no_token_and_loses_no_block(
         scheduler.update_from_output(plan, sampled)
         for one in scheduler.running:
             assert one.num_computed_tokens < one.num_tokens
-        propose(scheduler, sampled, guesses)
+        propose(scheduler, plan, sampled, guesses)
     assert not scheduler.requests
     for one in everyone:
         if one.status is not RequestStatus.FINISHED_IGNORED:

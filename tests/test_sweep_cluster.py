@@ -23,7 +23,7 @@ import pytest
 
 from minivllm.sim import Mix, OpenLoop, read_results, sweep
 from minivllm.sim.__main__ import main
-from minivllm.sim.cluster import ClusterExecutor
+from minivllm.sim.cluster import ClusterExecutor, lasting
 from minivllm.sim.lengths import Constant
 from tests.test_sim_sweep import Counting
 
@@ -184,6 +184,20 @@ def test_what_a_call_on_the_cluster_raises_is_raised_here(tmp_path):
         slow = executor.submit(time.sleep, 1)
         assert slow.cancel()
         assert slow.cancelled()
+
+
+def test_an_executor_that_hides_its_client_is_refused(tmp_path):
+    with client_of_threads(tmp_path) as client:
+        executor = client.get_executor(retries=2)
+        kept = lasting(executor)
+        assert isinstance(kept, ClusterExecutor)
+        assert kept.client is client
+        assert kept.options == {"retries": 2, "pure": False}
+        del executor._client  # as another release of Dask may
+        with pytest.raises(
+            TypeError, match=r"give minivllm\.sim\.cluster\.ClusterExecutor\(client\)"
+        ):
+            lasting(executor)
 
 
 def fails(words: str) -> None:

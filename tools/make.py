@@ -58,6 +58,7 @@ TARGETS: dict[str, Target] = {
         ("book",),
         ("python -m http.server $PORT --bind 127.0.0.1 --directory _build/html",),
     ),
+    "live": Target(("book",), ("python tools/live.py $PORT $LIVE_ARGS",)),
     "zip": Target(("book",), ("python tools/offline_zip.py",)),
     "lint": Target(("model",), ("ruff check .", "mypy")),
     "upstream-check": Target(("model",), ("python tools/check_upstream.py",)),

@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT))
 import minivllm  # noqa: E402
 
 NOT_FROM_DISK = (
-    "_static/pyodide/", "_static/models/", "_static/live/", "_static/plotly.bin", ".doctrees/",
-    "404.html", "sitemap.xml", "llms.txt", ".built", ".buildinfo",
+    "_static/pyodide/", "_static/models/", "_static/live/", "_static/jupyter/",
+    "_static/plotly.bin", ".doctrees/", "404.html", "sitemap.xml", "llms.txt", ".built",
+    ".buildinfo",
 )  # fmt: skip
 
 READ_ME = """\

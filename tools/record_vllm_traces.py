@@ -10,10 +10,11 @@ from a formula. The workloads are mean: tiny caches, equal arrival times, chunks
 tokens, `min_tokens`, aborts, and every knob of the scheduler that the release has. `--queue-caps`
 sets those of 0.29.0 too, which the API server's front door holds: it is recorded before the
 scheduler, which never sees whom it refuses.
+`--speculative` proposes tokens, right ones and wrong ones, as a prompt look-up or a draft model
+would; `--by-batch-size` with it, fewer while more requests run, in the releases that can.
 `--small` makes workloads that are short to read and to store, `--plain` those that a scheduler can
 be asked about that has no priorities, aborts, stop tokens and further knobs; `--scenarios` records
-the ones that `minivllm.runs.scenarios` keeps because releases differ on them, and `--speculative`
-proposes tokens, right ones and wrong ones, as a prompt look-up or a draft model would.
+the ones that `minivllm.runs.scenarios` keeps because releases differ on them.
 
 A run that does not end is kept with its first 100 steps at most, and `"ends": false`: two equals
 can preempt each other for ever; before 0.29.0 a request at `max_model_len` can lack some of its
@@ -57,7 +58,12 @@ MAX_STEPS = 4000
 """More: the run does not end."""
 KEPT_STEPS = 100
 """Of a run that does not end."""
-RELEASE_KNOBS = tuple(change.name for change in CHANGES if not change.is_switch)
+NUM_TO_PROPOSE = "num_spec_tokens_to_schedule"
+BY_BATCH_SIZE = "num_speculative_tokens_per_batch_size"
+RELEASE_KNOBS = tuple(
+    change.name for change in CHANGES if not change.is_switch and change.name != BY_BATCH_SIZE
+)
+"""Of vLLM's `SchedulerConfig`."""
 
 MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -155,6 +161,18 @@ def speculation(rng: random.Random, config: dict[str, Any]) -> dict[str, Any]:
         # A lower one cuts padded requests, and vLLM fails an assertion.
         "long_prefill_token_threshold": max(threshold, num_drafts + 1) if threshold else 0,
     }
+
+
+def by_batch_size(rng: random.Random, config: dict[str, Any]) -> list[list[int]]:
+    """Rows (from, to, tokens) for batches up to the largest or not so far, with gaps, and some with
+    more tokens than may be proposed."""
+    rows: list[list[int]] = []
+    start = 1
+    for _ in range(rng.choice([1, 2, 2, 3, 4])):
+        end = start + rng.choice([0, 0, 1, 2, 5])
+        rows.append([start, end, rng.randint(0, config["num_speculative_tokens"] + 1)])
+        start = end + rng.choice([1, 1, 1, 2, 4])
+    return rows
 
 
 def proposed_tokens(seed: str, request_index: int, num_output_tokens: int, most: int) -> list[int]:
@@ -331,9 +349,11 @@ class Recorder:
         """vLLM's `SpeculativeConfig`: of a draft model if it needs slots, of a look-up if not."""
         from vllm.config import SpeculativeConfig
 
-        how = {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+        how: dict[str, Any] = {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}
         if knobs["num_lookahead_tokens"]:
             how = {"method": "draft_model", "model": self.model_directory}
+        if rows := knobs.get(BY_BATCH_SIZE):
+            how[BY_BATCH_SIZE] = rows
         return SpeculativeConfig(
             num_speculative_tokens=num_drafts,
             target_model_config=vllm_config.model_config,
@@ -444,8 +464,8 @@ class Recorder:
             "free_blocks": manager.block_pool.get_num_free_blocks(),
             "sampled": sampled,
         }
-        most = scheduler.num_spec_tokens
-        if most:
+        speculates = scheduler.num_spec_tokens > 0
+        if speculates:
             row["drafts"] = drafts
         before = set(scheduler.requests)
         model_output = ModelRunnerOutput(
@@ -462,7 +482,11 @@ class Recorder:
             if door is not None:
                 door.told(outputs)
         row["finished"] = sorted(before - set(scheduler.requests))
-        if most:
+        if speculates:
+            # A release without the knob does not say: always as many.
+            most = getattr(output, NUM_TO_PROPOSE, scheduler.num_spec_tokens)
+            if getattr(scheduler, "dynamic_sd_lookup", None) is not None:
+                row[NUM_TO_PROPOSE] = most
             row["proposed"] = {
                 id_: model.propose(scheduler.requests[id_], most)
                 for id_ in sampled
@@ -496,6 +520,9 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="at most 8 requests of 48 tokens")
     parser.add_argument("--speculative", action="store_true", help="propose tokens")
     parser.add_argument(
+        "--by-batch-size", action="store_true", help="fewer proposed tokens in larger batches"
+    )
+    parser.add_argument(
         "--scenarios", action="store_true", help="the scenarios in which two releases part"
     )
     parser.add_argument("--plain", action="store_true", help="what every scheduler has, no more")
@@ -506,6 +533,8 @@ def main() -> int:
         "--async", action="store_true", dest="ahead", help="plan before the last plan's tokens"
     )
     args = parser.parse_args()
+    if args.by_batch_size and not args.speculative:
+        parser.error("--by-batch-size goes with --speculative")
     if not (args.file or args.check):
         parser.error("name a file to write, or --check")
     if args.release:
@@ -562,6 +591,8 @@ def given_workloads(args: argparse.Namespace, version: str) -> Iterator[tuple[in
         for seed in range(args.seed, args.seed + args.workloads):
             rng = random.Random(seed)
             workload = random_workload(rng, version, args.small, args.speculative)
+            if args.by_batch_size:
+                workload["config"][BY_BATCH_SIZE] = by_batch_size(rng, workload["config"])
             if args.queue_caps:
                 caps = (
                     rng.choice([None, rng.randint(1, 5)]),

@@ -63,8 +63,8 @@ def code_fingerprint() -> str:
     output depends on."""
     digest = hashlib.sha256()
     files = [path for path in sorted((ROOT / "minivllm").rglob("*")) if path.is_file()]
-    measured = [ROOT / "book" / "benchmark-results.json", ROOT / "benchmarks" / "report.py"]
-    files += [path for path in measured if path.is_file()]
+    files += sorted((ROOT / "book" / "benchmark-results").glob("*.json"))
+    files += [ROOT / "benchmarks" / "report.py"]
     for path in [*files, ROOT / "requirements.txt"]:
         if "__pycache__" in path.parts:
             continue

@@ -51,8 +51,9 @@ def make_lean(app: Sphinx, error: Exception | None) -> None:
     pages = sorted(site.rglob("*.html"))
     pages = [page for page in pages if "_static" not in page.parts]
     write_plotly(site / "_static", pages)
-    # Scripts put classes in too; one script of the theme has every icon, and no page loads it.
-    scripts = (p for p in (site / "_static").rglob("*.js") if p.name != "fontawesome.js")
+    # Scripts put classes in too; not these: one has every icon and is loaded by no page.
+    no_classes = ("fontawesome.js", "services.js")
+    scripts = (p for p in (site / "_static").rglob("*.js") if p.name not in no_classes)
     texts = [path.read_text(encoding="utf-8") for path in (*pages, *scripts)]
     lean_icons(site / "_static", texts)
     lean_theme(site / "_static", texts)

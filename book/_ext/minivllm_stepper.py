@@ -52,6 +52,7 @@ from tools.archives import (  # noqa: E402
 )
 from tools.get_codemirror import get_codemirror  # noqa: E402
 from tools.get_pyodide import FILES, MODULES, compiled, get_pyodide  # noqa: E402
+from tools.get_services import get_services  # noqa: E402
 from tools.live_model import why_no_model, write_live_model  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def read_script(name: str) -> str:
 
 
 def write_assets(static: Path) -> None:
-    """Fill `_static/stepper`, `_static/pyodide` and `_static/codemirror`."""
+    """Fill `_static/stepper`, `_static/pyodide`, `_static/codemirror` and `_static/jupyter`."""
     target = static / "stepper"
     target.mkdir(parents=True, exist_ok=True)
     for path in (STATIC / "view.css", STATIC / "worker.js", LIVE / "cells.css"):
@@ -192,6 +193,7 @@ def write_assets(static: Path) -> None:
             "size": sum(sizes.values()) + len(archive),
             "editor": write_editor(static / "codemirror"),
         }
+    live["services"] = write_services(static / "jupyter")
     for entry in ("page.js", "cells.js", "progress.js"):
         name = "stepper.js" if entry == "page.js" else entry
         (target / name).write_text(classic_script(entry, live), encoding="utf-8")
@@ -223,6 +225,19 @@ def write_editor(folder: Path) -> str | None:
     for name, text in modules.items():
         (folder / name).write_text(text, encoding="utf-8")
     return f"../codemirror/editor.mjs?v={digest(''.join(modules.values()).encode())}"
+
+
+def write_services(folder: Path) -> str | None:
+    """Write what pages need to talk to `make live`; where it lies, or None if it cannot be had."""
+    try:
+        script = get_services().read_bytes()
+    except RuntimeError as error:
+        logger.info("live cells: none on a server (make live): %s", error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "services.js").write_bytes(script)
+    return f"../jupyter/services.js?v={digest(script)}"
 
 
 def copy_changed(source: Path, target: Path) -> None:

@@ -7,6 +7,17 @@
 (() => {
   "use strict";
 
+  /* `make live` hands over its server once, in the address: this tab keeps it, the address does not. */
+  const takeLive = () => {
+    const live = location.hostname === "127.0.0.1" && /^#live=(\d+)\.([0-9a-f]+)$/.exec(location.hash);
+    if (!live) return false;
+    sessionStorage.setItem("minivllm-live", JSON.stringify({ port: Number(live[1]), token: live[2] }));
+    history.replaceState(null, "", location.pathname + location.search);
+    return true;
+  };
+  takeLive();
+  window.addEventListener("hashchange", () => takeLive() && location.reload());
+
   const here = document.currentScript.src;
   const NARROW = 600; // px of figure width below which the layout changes
   let library = null; // a promise: Plotly and the templates, once asked for

@@ -6,10 +6,11 @@
  */
 
 import { Judge } from "./judge.js";
+import { KernelPython } from "./kernel.js";
 import { chosenModel, isPrintedModel, modelChooser, onChoice } from "./model_choice.js";
 import { Notebook } from "./notebook.js";
 import { Outputs } from "./outputs.js";
-import { pagePython, whyNotLive } from "./python.js";
+import { liveServer, pagePython, whyNotLive } from "./python.js";
 import { keepVerdict } from "./marks.js";
 
 /* global LIVE, SCRIPT */
@@ -68,7 +69,7 @@ class Cell {
     }
     this.outputs = new Outputs(box);
     this.box = box;
-    this.needs = this.bar.dataset.needs ?? "";
+    this.needs = page.server ? "" : this.bar.dataset.needs ?? "";
     this.isGraded = this.bar.dataset.role === "graded";
     this.state = h("span", { class: "mv-code-state" });
     this.#fill();
@@ -87,9 +88,13 @@ class Cell {
     const { page } = this;
     if (!this.isLive) {
       this.bar.append(
-        h("span", { class: "mv-code-needs" }, `${this.needs} No page can run it yet: `),
+        h("span", { class: "mv-code-needs" }, `${this.needs} It runs here if you open the book with `),
+        h("code", {}, "make live"),
+        h("span", { class: "mv-code-needs" }, " in a clone; or "),
         button("download", "download the notebook", "Download this chapter's notebook", () => page.download()),
-        h("span", { class: "mv-code-needs" }, " and open it in JupyterLab (make lab)."),
+        h("span", { class: "mv-code-needs" }, " for JupyterLab ("),
+        h("code", {}, "make lab"),
+        h("span", { class: "mv-code-needs" }, ")."),
       );
       return;
     }
@@ -215,6 +220,7 @@ class LivePage {
     this.url = new URL(bar.dataset.notebook, location.href).href;
     this.notebook = new Notebook(bar.dataset.page);
     this.status = h("span", { class: "mv-code-status", role: "status" });
+    this.server = LIVE.services ? liveServer() : null; // then Python runs there, not in the page
     this.cells = [];
     for (const root of document.querySelectorAll(".cell.mv-code")) {
       const index = Number(/mv-code-at-(\d+)/.exec(root.className)[1]);
@@ -222,7 +228,7 @@ class LivePage {
     }
     for (const cell of this.cells) if (cell.isLive) cell.show("");
     this.all = this.cells.filter((cell) => cell.isLive);
-    this.why = whyNotLive();
+    this.why = this.server ? null : whyNotLive();
     this.isExercise = bar.dataset.page.startsWith("exercises/");
     this.#fill();
   }
@@ -242,19 +248,27 @@ class LivePage {
       for (const cell of this.cells.filter((one) => one.isLive)) cell.bar.hidden = true;
       return;
     }
-    act("start", "▶ Make this page live", `Load Python (${megabytes(LIVE.size)}, from this site's own folder) and edit and run the code`, () => this.start());
+    const what = this.server ? "Start Python on this computer" : `Load Python (${megabytes(LIVE.size)}, from this site's own folder)`;
+    act("start", "▶ Make this page live", `${what} and edit and run the code`, () => this.start());
     act("all", "Run all", "Run every cell of the page", () => this.runAll());
     act("stop", "■ Stop", "Stop what runs", () => this.stop());
     act("restart", "Restart", "Start Python anew: all variables are lost, edits stay", () => this.restart());
     act("reset", "Reset all", "Back to the code and the outputs that the book was printed with", () => this.resetAll());
     act("download", "Download notebook", "This page as a notebook, with your edits, for JupyterLab", () => this.download());
     const more = torch ? ` ${torch} of the page's ${this.cells.length} cells need what no page has, and say so.` : "";
-    const hasModel = "model" in this.bar.dataset;
+    const hasModel = this.#offersModels;
     const model = hasModel ? " The model is loaded when a cell first needs it, and the browser keeps it." : "";
-    this.status.textContent = `Its code runs in your browser: ${megabytes(LIVE.size)} of Python from this site, nothing leaves the page.${model}${more}`;
+    this.status.textContent = this.server
+      ? "Its code runs on this computer, in the Python of make live, and may do there what you may do."
+      : `Its code runs in your browser: ${megabytes(LIVE.size)} of Python from this site, nothing leaves the page.${model}${more}`;
     this.bar.append(...Object.values(this.buttons), this.progress, this.status);
     if (hasModel) this.#offerModels();
     this.showTools();
+  }
+
+  /** Whether a reader chooses a model here: on a server, the engine is the one that is installed there. */
+  get #offersModels() {
+    return "model" in this.bar.dataset && !this.server;
   }
 
   #offerModels() {
@@ -291,7 +305,7 @@ class LivePage {
     this.notebook.cells.forEach((cell, index) => {
       // What a clock said holds for the machine that built the page.
       const isTimed = cell.tags.includes("timed") && !shown.has(index);
-      const runs = cell.type === "code" && !isTimed && (cell.needs ? cell.setup : !shown.has(index));
+      const runs = cell.type === "code" && !isTimed && (cell.needs && !this.server ? cell.setup : !shown.has(index));
       if (runs) this.hidden.push(new HiddenCell(index));
     });
     this.all = [...this.cells.filter((cell) => cell.isLive), ...this.hidden].sort((a, b) => a.index - b.index);
@@ -318,7 +332,7 @@ class LivePage {
   /** Python up, editors open. */
   async start() {
     if (this.why) return;
-    const python = pagePython();
+    const python = this.#python ?? (this.server ? new KernelPython(this.server, this.bar.dataset.page) : pagePython());
     if (!this.#python) {
       this.#python = python;
       python.addEventListener("output", ({ detail }) => this.#take(detail));
@@ -328,15 +342,15 @@ class LivePage {
     const opening = this.#openEditors();
     const isNew = !python.isRunning;
     if (isNew) {
-      this.progress.hidden = false;
-      this.say("Loading Python …");
+      this.progress.hidden = this.server !== null;
+      this.say(this.server ? "Starting Python on this computer …" : "Loading Python …");
     }
     const starting = python.start((loaded, size) => {
       this.progress.value = loaded / size;
       this.say(`Loading Python: ${megabytes(loaded)} of ${megabytes(size)}`);
       for (const cell of this.#queue) cell.show("queued", `loads Python, ${Math.round((100 * loaded) / size)} %`);
     });
-    if (isNew && "model" in this.bar.dataset) python.expectModel(chosenModel());
+    if (isNew && this.#offersModels) python.expectModel(chosenModel());
     this.showTools();
     await this.#guard(Promise.all([starting, opening]));
     this.progress.hidden = true;
@@ -366,7 +380,7 @@ class LivePage {
     this.#saidOrder = false;
     for (const cell of this.all) cell.forget();
     const why = error.message.replace(/\.$/, "");
-    this.say(`Python has stopped (${why}). Its variables are lost; your code is not. Run starts it again.`);
+    this.say(error.isGone ? error.message : `Python has stopped (${why}). Its variables are lost; your code is not. Run starts it again.`);
     this.progress.hidden = true;
     this.showTools();
   }
@@ -409,7 +423,7 @@ class LivePage {
 
   /** Run a cell; what it asks the judge is answered, and it runs again. */
   async #send(cell) {
-    const code = cell.outputs ? this.notebook.source(cell.index) : this.notebook.hidden(cell.index);
+    const code = cell.outputs || this.server ? this.notebook.source(cell.index) : this.notebook.hidden(cell.index);
     const replies = {};
     for (;;) {
       const result = await this.#python.send("cells", { call: "run", arguments: { code, replies } });

@@ -82,7 +82,8 @@ export class Outputs {
   }
 
   add(output) {
-    if (output.output_type === "stream") this.#stream(output);
+    if (output.output_type === "clear_output") this.clear();
+    else if (output.output_type === "stream") this.#stream(output);
     else {
       this.#last = null;
       if (output.output_type === "error") {
@@ -101,7 +102,9 @@ export class Outputs {
       this.#box.append(node);
       this.#last = { name, pre: node.querySelector("pre") };
     }
-    this.#last.pre.append(plain(text));
+    const { pre: node } = this.#last;
+    if (text.includes("\r")) node.textContent = (node.textContent + plain(text)).replace(/^.*\r(?!\n|$)/gm, ""); // a progress bar
+    else node.append(plain(text));
   }
 
   /** Figures and steppers are drawn by the scripts that draw the page's own. */

@@ -71,7 +71,7 @@ class AsyncScheduler(Scheduler):
             if request.is_caught_up:
                 num_drafts = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
                 request.num_output_placeholders += 1 + num_drafts
-                request.spec_token_ids = [-1] * self.config.num_speculative_tokens
+                request.spec_token_ids = [-1] * output.num_spec_tokens_to_schedule
         if computed:
             self._in_flight[step] = (output, computed)
 

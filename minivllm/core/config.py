@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -84,6 +85,36 @@ def check_share(name: str, value: object) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value}")
 
 
+def as_batch_size_rows(name: str, rows: Any) -> tuple[tuple[int, int, int], ...]:
+    """Rows (from, to, tokens) for batches of `from` to `to` requests, as tuples in order.
+
+    Raises:
+        ValueError: unless they begin at 1 and do not overlap; naming the row that is wrong.
+
+    Source: v0.33.0:vllm/v1/spec_decode/dynamic/utils.py:7.
+    """
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise ValueError(f"{name} must be a list of rows (from, to, tokens), got {rows!r:.80}")
+    taken: list[tuple[int, int, int]] = []
+    for row in rows:
+        if not isinstance(row, (list, tuple)) or len(row) != 3:
+            raise ValueError(f"{name} has {row!r:.80}; a row is (from, to, tokens)")
+        start, end, tokens = (as_int(f"{name}: a number in {row!r:.80}", number) for number in row)
+        if not 1 <= start <= end or tokens < 0:
+            raise ValueError(
+                f"{name} has {row!r:.80}; a row is (from, to, tokens) with 1 <= from <= to and "
+                f"tokens of at least 0"
+            )
+        taken.append((start, end, tokens))
+    taken.sort()
+    if taken[0][0] != 1:
+        raise ValueError(f"{name} begins with {taken[0]}; a step of 1 request needs a row too")
+    for before, after in pairwise(taken):
+        if after[0] <= before[1]:
+            raise ValueError(f"{name} has {before} and {after}, which overlap")
+    return tuple(taken)
+
+
 def check_bool(name: str, value: object) -> None:
     """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
@@ -146,6 +177,11 @@ class SchedulerConfig:
 
     num_speculative_tokens: int = 0
     """Most tokens that may be proposed for a request in one step; 0: no speculation."""
+
+    num_speculative_tokens_per_batch_size: Sequence[Sequence[int]] | None = None
+    """Fewer while more run: rows (from, to, tokens), so many after a step of `from` to `to`
+    requests. Sizes between two rows, and beyond the last, belong to the row before; None: always
+    `num_speculative_tokens` (0.24.0)."""
 
     num_lookahead_tokens: int = 0
     """Slots beyond a request's tokens, for a proposer that keeps keys and values of its own; as
@@ -220,6 +256,12 @@ class SchedulerConfig:
                 f"max_num_active_seqs must be at most max_num_seqs={self.max_num_seqs}, "
                 f"got {self.max_num_active_seqs}"
             )
+        if self.num_speculative_tokens_per_batch_size is not None:
+            name = "num_speculative_tokens_per_batch_size"
+            rows = as_batch_size_rows(name, self.num_speculative_tokens_per_batch_size)
+            object.__setattr__(self, name, rows)
+            if not self.num_speculative_tokens:
+                raise ValueError(f"{name}={rows!r:.80} does nothing: num_speculative_tokens is 0")
         if self.num_lookahead_tokens > self.num_speculative_tokens:
             raise ValueError(
                 f"num_lookahead_tokens={self.num_lookahead_tokens} slots are for proposed tokens, "
@@ -260,9 +302,23 @@ class SchedulerConfig:
         """
         return int(self.watermark * (self.num_gpu_blocks + 1))
 
+    def num_spec_tokens_to_schedule(self, num_reqs: int) -> int:
+        """Most tokens to propose to each request after a step of so many.
+
+        Source: v0.33.0:vllm/v1/core/sched/scheduler.py:1710.
+        """
+        most = self.num_speculative_tokens
+        for start, _, num_tokens in reversed(self.num_speculative_tokens_per_batch_size or ()):
+            if start <= num_reqs:
+                return min(num_tokens, most)
+        return most
+
     def to_dict(self) -> dict[str, Any]:
         """The knobs as JSON-serialisable data."""
-        return asdict(self)
+        data = asdict(self)
+        if rows := self.num_speculative_tokens_per_batch_size:
+            data["num_speculative_tokens_per_batch_size"] = [list(row) for row in rows]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SchedulerConfig:

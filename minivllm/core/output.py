@@ -75,6 +75,8 @@ class SchedulerOutput:
     scheduled_spec_decode_tokens: dict[str, list[int]] = field(default_factory=dict)
     """Proposed tokens that the step verifies, the last of their request's; -1 pads a request to
     the size of the others, and is never accepted."""
+    num_spec_tokens_to_schedule: int = 0
+    """Most tokens to propose to each request after this step."""
     num_draft_slots: int = 0
     """Tokens of the budget that each request of the step takes for its proposer."""
     preempted_req_ids: list[str] = field(default_factory=list)

@@ -120,6 +120,18 @@ CHANGES = (
         "comes back at once and fills it again.",
     ),
     Change(
+        name="num_speculative_tokens_per_batch_size",
+        since="0.24.0",
+        upstream="#32374",
+        before="vllm/v1/core/sched/async_scheduler.py:35",
+        source="v0.33.0:vllm/v1/core/sched/scheduler.py:1710",
+        what="How many tokens are proposed after a step, and how many places the next plan made "
+        "ahead keeps, follow from the number of requests in the step; no newcomer is padded.",
+        why="A rejected token costs nothing while arithmetic units are idle, and takes time from "
+        "others when they are not.",
+        needs_drafts=True,
+    ),
+    Change(
         name="pads_decodes",
         since="0.25.0",
         upstream="#45237",

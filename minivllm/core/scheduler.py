@@ -279,10 +279,11 @@ class Scheduler:
             head = self.waiting.peek_request()
             output.admission_stopped = AdmissionStop(head, "preempted_in_this_step")
 
-        num_draft_slots = self.num_draft_slots * len(output.num_scheduled_tokens)
+        num_reqs = len(output.num_scheduled_tokens)
         output.total_num_scheduled_tokens = (
-            self.max_num_scheduled_tokens - token_budget - num_draft_slots
+            self.max_num_scheduled_tokens - token_budget - self.num_draft_slots * num_reqs
         )
+        output.num_spec_tokens_to_schedule = self.config.num_spec_tokens_to_schedule(num_reqs)
         self.prefill_cadence.planned(output, len(self.waiting))
         self._update_after_schedule(output)
         return output
@@ -468,6 +469,8 @@ class Scheduler:
 
         Source: v0.33.0:vllm/v1/core/sched/scheduler.py:1308.
         """
+        if self.config.num_speculative_tokens_per_batch_size:
+            return 0  # the decodes' size changes from step to step
         beside = output.scheduled_running_reqs or (self.switches.pads_alone and num_tokens > 1)
         if not beside or any(r.is_prefill_chunk for r in output.scheduled_running_reqs):
             return 0

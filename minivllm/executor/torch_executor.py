@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -39,11 +40,13 @@ class TorchExecutor:
         self.model_config = loaded.config
         self._open_tokenizer = loaded.open_tokenizer
         dtype = _resolve_dtype(args.dtype, self.device, loaded.config.dtype)
-        scheduling: dict[str, int] = {}
+        scheduling: dict[str, Any] = {}
         speculation = draft = None
         if args.speculative_config is not None:
             speculation = SpeculativeConfig.of(args.speculative_config)
             scheduling["num_speculative_tokens"] = speculation.num_speculative_tokens
+            if rows := speculation.num_speculative_tokens_per_batch_size:
+                scheduling["num_speculative_tokens_per_batch_size"] = rows
             if speculation.method == "draft_model":
                 scheduling["num_lookahead_tokens"] = speculation.num_speculative_tokens
                 draft = speculation.load_model()

@@ -74,16 +74,6 @@ static inline float sum(vec v) {
     a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
 #endif
 
-/* Sums of four vectors: a tree of shuffles and adds instead of one add for each of their floats. */
-static inline vec4 sum_four(vec a, vec b, vec c, vec d) {
-#define EVEN IN_QUADS(0, LANES, 2, LANES + 2)
-#define ODD IN_QUADS(1, LANES + 1, 3, LANES + 3)
-    vec ab = SHUFFLE(ivec, a, b, EVEN) + SHUFFLE(ivec, a, b, ODD);
-    vec cd = SHUFFLE(ivec, c, d, EVEN) + SHUFFLE(ivec, c, d, ODD);
-    return sum_quads(SHUFFLE(ivec, ab, cd, IN_QUADS(0, 1, LANES, LANES + 1))
-                     + SHUFFLE(ivec, ab, cd, IN_QUADS(2, 3, LANES + 2, LANES + 3)));
-}
-
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -96,15 +86,17 @@ static inline int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 #if LANES == 16
 #define PANEL 32
 #define TILE_ROWS 12
+#define TILE_COLUMNS 192 /* so much of a panel (and a tile's rows of x) stays in L1 */
 #elif defined __wasm_simd128__ /* which runs on processors with 16 registers too */
 #define PANEL 8
 #define TILE_ROWS 6
+#define TILE_COLUMNS 576
 #else
 #define PANEL 16
 #define TILE_ROWS 6
+#define TILE_COLUMNS 288
 #endif
 #define PANEL_VECS (PANEL / LANES)
-#define TILE_COLUMNS (288 * 16 / PANEL) /* so much of a panel (and a tile's rows of x) stays in L1 */
 #define BLOCK_FLOATS 65536 /* so much of x stays in a core's L2, while all weights pass by: 256 KiB */
 #define AHEAD (20 * PANEL) /* how far memory is asked for weights before they are wanted */
 
@@ -149,7 +141,7 @@ static const float *as_pairs(const float *x, int64_t x_stride, int64_t rows, int
     if (room < rows * in_features) {
         free(rounded);
         room = rows * in_features;
-        rounded = malloc(room * sizeof *rounded);
+        if (!(rounded = malloc(room * sizeof *rounded))) abort(); /* there is nobody to tell */
     }
     uint16_t *to = rounded; /* this thread's, for the others */
     #pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > 4)
@@ -180,19 +172,21 @@ static void widen(float *to, const float *panel, int64_t columns) {
 }
 #endif
 
+typedef struct { float *at; int64_t stride; } strided; /* rows that begin so far from each other */
+
 static inline __attribute__((always_inline)) void
-store_tile(int num_rows, float *y, int64_t y_stride, vec sums[TILE_ROWS][PANEL_VECS], int accumulate) {
+store_tile(int num_rows, strided y, strided so_far, vec sums[TILE_ROWS][PANEL_VECS]) {
     UNROLL for (int r = 0; r < num_rows; r++)
         UNROLL for (int v = 0; v < PANEL_VECS; v++) {
-            float *to = y + r * y_stride + v * LANES;
-            store(to, sums[r][v] + (accumulate ? load(to) : (vec){0}));
+            vec before = so_far.at ? load(so_far.at + r * so_far.stride + v * LANES) : (vec){0};
+            store(y.at + r * y.stride + v * LANES, sums[r][v] + before);
         }
 }
 
-/* y[r][o] = x[r] · panel[o] (or +=, to accumulate), for a few rows of x. */
+/* y[r][o] = x[r] · panel[o] + so_far[r][o], if there is any, for a few rows of x. */
 static inline __attribute__((always_inline)) void
-tile(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride, const float *panel,
-     int64_t columns, int accumulate, int ask_ahead) {
+tile(int num_rows, strided y, strided so_far, const float *x, int64_t x_stride, const float *panel,
+     int64_t columns, int ask_ahead) {
     vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, weights[PANEL_VECS];
     _Pragma("GCC unroll 4") for (int64_t k = 0; k < columns; k++, panel += PANEL) {
         if (ask_ahead)
@@ -204,13 +198,13 @@ tile(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride,
         }
         IN_ORDER;
     }
-    store_tile(num_rows, y, y_stride, sums, accumulate);
+    store_tile(num_rows, y, so_far, sums);
 }
 
 /* The same for bfloat16: a column of the panel is two of the matrix. */
 static inline __attribute__((always_inline)) void
-tile_in_pairs(int num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride,
-              const float *panel, int64_t columns, int accumulate, int ask_ahead) {
+tile_in_pairs(int num_rows, strided y, strided so_far, const float *x, int64_t x_stride,
+              const float *panel, int64_t columns, int ask_ahead) {
     vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, weights[PANEL_VECS];
     _Pragma("GCC unroll 4") for (int64_t pair = 0; pair < columns; pair++, panel += PANEL) {
         if (ask_ahead)
@@ -221,7 +215,7 @@ tile_in_pairs(int num_rows, float *y, int64_t y_stride, const float *x, int64_t 
                 sums[r][v] = add_pairs(sums[r][v], x + r * x_stride + pair * X_STEP, weights[v]);
         IN_ORDER;
     }
-    store_tile(num_rows, y, y_stride, sums, accumulate);
+    store_tile(num_rows, y, so_far, sums);
 }
 
 /* The same for any number of rows up to a tile's. Not inlined: among a caller's variables a sum
@@ -237,13 +231,13 @@ tile_in_pairs(int num_rows, float *y, int64_t y_stride, const float *x, int64_t 
 #else
 #define MORE_TILES(tile)
 #endif
-#define TILE(rows, tile) tile(rows, y, y_stride, x, x_stride, panel, columns, accumulate, ask_ahead)
+#define TILE(rows, tile) tile(rows, y, so_far, x, x_stride, panel, columns, ask_ahead)
 #define TILE_OF(name, tile) \
     static __attribute__((noinline)) void \
-    name(int64_t num_rows, float *y, int64_t y_stride, const float *x, int64_t x_stride, \
-         const float *panel, int64_t columns, int accumulate, int ask_ahead) { \
+    name(int64_t num_rows, strided y, strided so_far, const float *x, int64_t x_stride, \
+         const float *panel, int64_t columns, int ask_ahead) { \
         /* Told so, GCC has a register more for the sums. */ \
-        if (columns < 1 || columns > TILE_COLUMNS || accumulate >> 1 || ask_ahead >> 1) \
+        if (columns < 1 || columns > TILE_COLUMNS || ask_ahead >> 1) \
             __builtin_unreachable(); \
         switch (num_rows) { \
             case 1: TILE(1, tile); break; \
@@ -267,10 +261,13 @@ product(int pairs, float *y, const float *x, int64_t x_stride, const float *pack
     int64_t block = cdiv(rows, max(cdiv(rows * in_features * x_step, BLOCK_FLOATS), 1));
     int64_t num_tiles = max(cdiv(block, TILE_ROWS), 1), tile_rows = max(cdiv(block, num_tiles), 1);
     block = num_tiles * tile_rows;
+    int64_t is_cut = in_features > slice;
     for (int64_t first = 0; first < rows; first += block, x += block * x_stride, y += block * out_features) {
         int64_t block_rows = min(rows - first, block);
         #pragma omp parallel for schedule(static) num_threads(num_threads)
-        for (int64_t out = 0; out < out_features; out += PANEL)
+        for (int64_t out = 0; out < out_features; out += PANEL) {
+            /* Between a panel's slices: y's own lines may all have the same few places in L1. */
+            float sums[is_cut ? block_rows * PANEL : 1];
             for (int64_t k = 0; k < in_features; k += slice) {
                 int64_t columns = min(in_features - k, slice), is_wide = 0;
                 const float *panel = packed + out * in_features + k * PANEL;
@@ -284,12 +281,15 @@ product(int pairs, float *y, const float *x, int64_t x_stride, const float *pack
                 /* The first tile waits for memory, the others find the panel in L1. A single row
                  * reads as fast as the processor itself looks ahead. */
                 for (int64_t row = 0; row < block_rows; row += tile_rows) {
-#define THIS_TILE min(block_rows - row, tile_rows), y + row * out_features + out, out_features, \
-                  x + row * x_stride + k * x_step, x_stride, panel, columns, accumulate || k > 0
+                    strided between = {sums + row * PANEL, PANEL}, end = {y + row * out_features + out, out_features};
+#define THIS_TILE min(block_rows - row, tile_rows), k + slice < in_features ? between : end, \
+                  k > 0 ? between : accumulate ? end : (strided){0}, \
+                  x + row * x_stride + k * x_step, x_stride, panel, columns
                     if (pairs && !is_wide) tile_of_pairs(THIS_TILE, row == 0 && block_rows > 1);
                     else tile_of(THIS_TILE, row == 0 && block_rows > 1 && !is_wide);
                 }
             }
+        }
     }
 }
 
@@ -379,59 +379,89 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, const int6
 
 /* --- paged attention ------------------------------------------------------------------------------ */
 
-#define SLICE 16 /* keys that are looked at in one turn: a multiple of ... */
-#define TILE_KEYS 4 /* ... those that a tile takes, ... */
-#define TILE_HEADS 3 /* ... by query heads: again 12 running sums */
-#define ROWS_TOGETHER 4 /* neighbours of a prompt for which keys are read once */
+#define SLICE PANEL /* keys that are looked at in one turn: to `tile` they are a panel's columns */
+#define ROWS_TOGETHER 16 /* neighbours of a prompt, at most, for which keys are read once */
+#define FLOATS_TOGETHER (1 << 16) /* queries that lie on a thread's stack, at most; as many results */
 
-/* What memory is asked for while something else is computed: a place for each token and column. */
-typedef struct { const float *at; int64_t per_token, per_column; } wanted;
-
-static inline const float *place(wanted soon, int64_t token, int64_t column) {
-    return soon.at + token * soon.per_token + column * soon.per_column;
+/* Four vectors become the rows of a matrix with their floats side by side. */
+static inline void turn_four(float *to, vec a, vec b, vec c, vec d) {
+#define EVEN IN_QUADS(0, LANES, 2, LANES + 2)
+#define ODD IN_QUADS(1, LANES + 1, 3, LANES + 3)
+#define FRONT IN_QUADS(0, 1, LANES, LANES + 1)
+#define BACK IN_QUADS(2, 3, LANES + 2, LANES + 3)
+    vec even_ab = SHUFFLE(ivec, a, b, EVEN), even_cd = SHUFFLE(ivec, c, d, EVEN);
+    vec odd_ab = SHUFFLE(ivec, a, b, ODD), odd_cd = SHUFFLE(ivec, c, d, ODD);
+    union { vec whole; vec4 quads[LANES / 4]; } rows[4] = {
+        {SHUFFLE(ivec, even_ab, even_cd, FRONT)}, {SHUFFLE(ivec, odd_ab, odd_cd, FRONT)},
+        {SHUFFLE(ivec, even_ab, even_cd, BACK)}, {SHUFFLE(ivec, odd_ab, odd_cd, BACK)},
+    };
+    UNROLL for (int quad = 0; quad < LANES / 4; quad++)
+        UNROLL for (int row = 0; row < 4; row++)
+            *(vec4 *)(to + (quad * 4 + row) * SLICE) = rows[row].quads[quad];
 }
 
-/* scores[h][t] = query[h] · keys[t], for a few heads and TILE_KEYS keys; of fewer the last one is
- * taken again. (A tile for a single key would be rounded in another way: compilers do not fuse
- * products and sums where all wait for each other.) */
+/* Keys of a slice, each where its block lies -> [dim, SLICE]. Memory is asked for their values. */
+static void turn_keys(float *to, const float *const keys[SLICE], int64_t to_values, int64_t dim) {
+    for (int64_t t = 0; t < SLICE; t += 4)
+        for (int64_t d = 0; d < dim; d += LANES) {
+            if (d % LINE == 0)
+                UNROLL for (int key = 0; key < 4; key++) __builtin_prefetch(keys[t + key] + to_values + d, 0, 2);
+            turn_four(to + d * SLICE + t, load(keys[t] + d), load(keys[t + 1] + d), load(keys[t + 2] + d),
+                      load(keys[t + 3] + d));
+        }
+}
+
+/* scores [queries, SLICE] = queries [queries, dim] · keys [dim, SLICE]. */
+static void score(int64_t num_queries, float scores[][SLICE], const float *queries, int64_t dim,
+                  const float *keys) {
+    for (int64_t d = 0; d < dim; d += TILE_COLUMNS)
+        for (int64_t q = 0; q < num_queries; q += TILE_ROWS) {
+            strided y = {scores[q], SLICE};
+            tile_of(min(num_queries - q, TILE_ROWS), y, d > 0 ? y : (strided){0}, queries + q * dim + d, dim,
+                    keys + d * SLICE, min(dim - d, TILE_COLUMNS), 0);
+        }
+}
+
+/* result[q] += weights[q] · values, for a few queries and vectors; the values are read where they lie.
+ * Memory is asked for the next slice's keys. */
 static inline __attribute__((always_inline)) void
-score_tile(int num_heads, int whole, float *scores, const float *query, int64_t dim, const float *keys,
-           int64_t stride, int64_t num_keys, wanted soon) {
-    vec sums[TILE_HEADS][TILE_KEYS];
-    UNROLL for (int h = 0; h < num_heads; h++)
-        UNROLL for (int t = 0; t < TILE_KEYS; t++) sums[h][t] = (vec){0};
-    _Pragma("GCC unroll 2") for (int64_t d = 0; d < dim; d += LANES) {
-        if (d % LINE == 0)
-            UNROLL for (int t = 0; t < TILE_KEYS; t++) __builtin_prefetch(place(soon, t, d));
-        vec qs[TILE_HEADS];
-        UNROLL for (int h = 0; h < num_heads; h++) qs[h] = load(query + h * dim + d);
-        UNROLL for (int t = 0; t < TILE_KEYS; t++) {
-            vec key = load(keys + (whole ? t : min(t, num_keys - 1)) * stride + d);
-            UNROLL for (int h = 0; h < num_heads; h++) sums[h][t] += key * qs[h];
-            IN_ORDER;
+add_tile(int num_queries, int num_vecs, float *result, int64_t dim, const float weights[][SLICE],
+         const float *const keys[SLICE], int64_t to_values, int64_t count, const float *const next[SLICE]) {
+    vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, value[PANEL_VECS];
+    for (int64_t t = 0; t < count; t++) {
+        UNROLL for (int v = 0; v < num_vecs; v++) {
+            if (next) __builtin_prefetch(next[t] + v * LANES, 0, 2);
+            value[v] = load(keys[t] + to_values + v * LANES);
+        }
+        UNROLL for (int q = 0; q < num_queries; q++) {
+            vec of_query = broadcast(weights[q][t]);
+            UNROLL for (int v = 0; v < num_vecs; v++) sums[q][v] += of_query * value[v];
+        }
+        IN_ORDER;
+    }
+    UNROLL for (int q = 0; q < num_queries; q++)
+        UNROLL for (int v = 0; v < num_vecs; v++)
+            store(result + q * dim + v * LANES, load(result + q * dim + v * LANES) + sums[q][v]);
+}
+
+/* The same for all queries that share these values. */
+static __attribute__((noinline)) void
+add_values(int64_t num_queries, float *result, int64_t dim, const float weights[][SLICE],
+           const float *const keys[SLICE], int64_t to_values, int64_t count, const float *const next[SLICE]) {
+    for (int64_t d = 0, width; d < dim; d += width) {
+        width = dim - d >= PANEL ? PANEL : LANES;
+        for (int64_t q = 0, rows; q < num_queries; q += rows) {
+            rows = num_queries - q >= TILE_ROWS ? TILE_ROWS : num_queries - q >= 3 ? 3 : 1;
+#define ADD(rows, vecs) add_tile(rows, vecs, result + q * dim + d, dim, weights + q, keys, to_values + d, count, ahead)
+            const float *const *ahead = q == 0 ? next : NULL;
+            if (rows == TILE_ROWS && width == PANEL) ADD(TILE_ROWS, PANEL_VECS);
+            else if (rows == 3 && width == PANEL) ADD(3, PANEL_VECS);
+            else if (width == PANEL) ADD(1, PANEL_VECS);
+            else if (rows == TILE_ROWS) ADD(TILE_ROWS, 1);
+            else if (rows == 3) ADD(3, 1);
+            else ADD(1, 1);
         }
     }
-    UNROLL for (int h = 0; h < num_heads; h++)
-        *(vec4 *)(scores + h * SLICE) = sum_four(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
-}
-
-/* The same for up to SLICE keys and all heads that share them. */
-static __attribute__((noinline)) void
-score(int64_t num_heads, float scores[][SLICE], const float *query, int64_t dim, const float *keys,
-      int64_t stride, int64_t count, wanted soon) {
-    for (; num_heads > 0; num_heads -= TILE_HEADS, scores += TILE_HEADS, query += TILE_HEADS * dim)
-        for (int64_t t = 0; t < count; t += TILE_KEYS) {
-            wanted next = {place(soon, t, 0), soon.per_token, soon.per_column};
-            int whole = t + TILE_KEYS <= count;
-#define SCORE(heads, whole) \
-    score_tile(heads, whole, &scores[0][t], query, dim, keys + t * stride, stride, count - t, next)
-            if (num_heads >= 3 && whole) SCORE(3, 1);
-            else if (num_heads == 2 && whole) SCORE(2, 1);
-            else if (num_heads == 1 && whole) SCORE(1, 1);
-            else if (num_heads >= 3) SCORE(3, 0);
-            else if (num_heads == 2) SCORE(2, 0);
-            else SCORE(1, 0);
-        }
 }
 
 static inline vec4 larger(vec4 a, vec4 b) {
@@ -470,53 +500,6 @@ softmax_slice(int64_t num_heads, float weights[][SLICE], int64_t count, float sc
     }
 }
 
-/* result[h] = result[h] * shrink[h] + weights[h] · values, for a few heads. */
-static inline __attribute__((always_inline)) void
-add_tile(int num_heads, float *result, int64_t dim, const float *shrink, const float weights[][SLICE],
-         const float *values, int64_t stride, int64_t count, wanted soon) {
-    int64_t d = 0;
-    for (; d + 4 * LANES <= dim; d += 4 * LANES) {
-        vec sums[TILE_HEADS][4];
-        UNROLL for (int h = 0; h < num_heads; h++)
-            UNROLL for (int v = 0; v < 4; v++)
-                sums[h][v] = load(result + h * dim + d + v * LANES) * shrink[h];
-        for (int64_t t = 0; t < count; t++) {
-            UNROLL for (int ahead = 0; ahead < 4 * LANES; ahead += LINE)
-                __builtin_prefetch(place(soon, t, d) + ahead);
-            vec of[TILE_HEADS];
-            UNROLL for (int h = 0; h < num_heads; h++) of[h] = broadcast(weights[h][t]);
-            UNROLL for (int v = 0; v < 4; v++) {
-                vec value = load(values + t * stride + d + v * LANES);
-                UNROLL for (int h = 0; h < num_heads; h++) sums[h][v] += of[h] * value;
-                IN_ORDER;
-            }
-        }
-        UNROLL for (int h = 0; h < num_heads; h++)
-            UNROLL for (int v = 0; v < 4; v++) store(result + h * dim + d + v * LANES, sums[h][v]);
-    }
-    for (; d < dim; d += LANES)
-        for (int h = 0; h < num_heads; h++) {
-            vec sums = load(result + h * dim + d) * shrink[h];
-            for (int64_t t = 0; t < count; t++)
-                sums += weights[h][t] * load(values + t * stride + d);
-            store(result + h * dim + d, sums);
-        }
-}
-
-/* The same for all heads that share these values. */
-static __attribute__((noinline)) void
-add_values(int64_t num_heads, float *result, int64_t dim, const float *shrink,
-           const float weights[][SLICE], const float *values, int64_t stride, int64_t count,
-           wanted soon) {
-    for (; num_heads > 0; num_heads -= TILE_HEADS, result += TILE_HEADS * dim, shrink += TILE_HEADS,
-                          weights += TILE_HEADS) {
-#define ADD(heads) add_tile(heads, result, dim, shrink, weights, values, stride, count, soon)
-        if (num_heads >= 3) ADD(3);
-        else if (num_heads == 2) ADD(2);
-        else ADD(1);
-    }
-}
-
 /* heads [rows, num_heads, D] are queries, and become what they attend to; keys, values [blocks,
  * block_size, kv_heads, D]; block_tables [requests, table_width]. A row belongs to request owners[row]
  * and sees its keys up to positions[row]; the rows of a request lie together, by rising position.
@@ -525,26 +508,27 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
                      const int64_t *block_tables, int64_t table_width, const int64_t *owners,
                      const int64_t *positions, int64_t rows, int64_t num_heads, int64_t num_kv_heads,
                      int64_t dim, int64_t block_size, float scale, int num_threads) {
-    int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim;
+    int64_t group = num_heads / num_kv_heads, stride = num_kv_heads * dim, to_values = values - keys;
+    int64_t together = min(ROWS_TOGETHER, max(FLOATS_TOGETHER / (num_heads * dim), 1));
     /* A thread takes rows with all their heads, whose keys lie side by side; if rows are few, a head. */
     int64_t heads_per_task = rows >= 2 * num_threads ? num_kv_heads : 1;
-    int64_t tasks_per_row = num_kv_heads / heads_per_task, all_heads = tasks_per_row == 1;
+    int64_t tasks_per_row = num_kv_heads / heads_per_task;
     #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
     for (int64_t task = 0; task < rows * tasks_per_row; task++) {
         int64_t row = task / tasks_per_row, first_head = task % tasks_per_row * heads_per_task;
         const int64_t *position = positions + row, *owner = owners + row;
-        /* The first of ROWS_TOGETHER neighbours speaks for the others. */
-        if (row > 0 && owner[-1] == owner[0] && position[0] % ROWS_TOGETHER) continue;
-        int64_t num_rows = 1, context_len, count;
-        while (row + num_rows < rows && owner[num_rows] == owner[0] && position[num_rows] % ROWS_TOGETHER)
-            num_rows++;
-        context_len = position[num_rows - 1] + 1;
+        /* The first of neighbours speaks for the others. */
+        if (row > 0 && owner[-1] == owner[0] && position[0] % together) continue;
+        int64_t num_rows = 1;
+        while (row + num_rows < rows && owner[num_rows] == owner[0] && position[num_rows] % together) num_rows++;
+        int64_t context_len = position[num_rows - 1] + 1;
         const int64_t *table = block_tables + owner[0] * table_width;
         /* In the order [kv head, row, head that shares it]: who reads the same keys lies together. */
         int64_t sharing = num_rows * group, num_queries = heads_per_task * sharing;
-        float q[num_queries * dim], result[num_queries * dim], weights[num_queries][SLICE];
         int64_t padded = cdiv(num_queries, LANES) * LANES;
-        float highest[num_queries], total[num_queries], shrink[padded];
+        float q[num_queries * dim], result[num_queries * dim], weights[num_queries][SLICE];
+        float highest[num_queries], total[num_queries], shrink[padded], room[dim * SLICE + LINE];
+        float *turned = room + LINE - (uintptr_t)room / sizeof(float) % LINE; /* whole lines of memory */
         float *from = heads + row * heads_stride + first_head * group * dim;
         for (int64_t head = 0; head < heads_per_task; head++)
             for (int64_t r = 0; r < num_rows; r++)
@@ -553,30 +537,35 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
         for (int64_t h = 0; h < num_queries; h++) highest[h] = -INFINITY, total[h] = 0;
         memset(result, 0, sizeof result);
 
-        for (int64_t start = 0; start < context_len; start += count) {
-            count = min(min(block_size - start % block_size, SLICE), context_len - start);
-            /* From a position in the sequence to a place in the cache: the block table. */
-            int64_t slot = table[start / block_size] * block_size + start % block_size;
-            int64_t after = min(start + count, context_len - 1);
-            int64_t next_slot = table[after / block_size] * block_size + after % block_size;
-            int64_t here = slot * stride + first_head * dim, next = next_slot * stride + first_head * dim;
-            /* Of a slice's keys memory is asked while the values before it are added up, of its
-             * values while the keys give scores: all the time, and for all heads by address. */
+        const float *places[2 * SLICE], **here = places, **next = places + SLICE;
+        int64_t in_block = 0, block = 0;
+        for (int64_t start = -SLICE; start < context_len; start += SLICE) {
+            const float **before = here;
+            here = next, next = before;
+            /* From positions in the sequence to places in the cache: the block table. Behind the last
+             * key it is taken again, with a weight of 0. */
+            for (int64_t t = 0; t < SLICE; t++) {
+                next[t] = keys + (table[block] * block_size + in_block) * stride + first_head * dim;
+                if (start + SLICE + t < context_len - 1 && ++in_block == block_size) in_block = 0, block++;
+            }
+            if (start < 0) continue;
+            int64_t count = min(SLICE, context_len - start);
             for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing) {
-                wanted soon = {values + here + head * dim, stride, 1};
-                if (all_heads) soon = (wanted){values + here + head * count * dim, dim, 1};
-                score(sharing, weights + h, q + h * dim, dim, keys + here + head * dim, stride, count, soon);
+                turn_keys(turned, here, to_values, dim);
+                score(sharing, weights + h, q + h * dim, dim, turned);
+                for (int64_t t = 0; t < SLICE; t++) here[t] += dim;
                 for (int64_t r = 0; r < num_rows; r++) /* no row sees keys behind its own */
                     for (int64_t t = max(position[r] + 1 - start, 0); t < count; t++)
                         for (int64_t g = 0; g < group; g++) weights[h + r * group + g][t] = -INFINITY;
             }
             softmax_slice(num_queries, weights, count, scale, highest, total, shrink);
-            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing) {
-                wanted soon = {keys + next + head * dim, stride, 1};
-                if (all_heads) soon = (wanted){keys + next + head * count * dim, 4 * LANES, count};
-                add_values(sharing, result + h * dim, dim, shrink + h, (const float (*)[SLICE])weights + h,
-                           values + here + head * dim, stride, count, soon);
-            }
+            for (int64_t h = 0; h < num_queries; h++)
+                for (int64_t d = 0; shrink[h] != 1 && d < dim; d += LANES)
+                    store(result + h * dim + d, load(result + h * dim + d) * shrink[h]);
+            int64_t to_first = to_values - heads_per_task * dim;
+            for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing)
+                add_values(sharing, result + h * dim, dim, (const float (*)[SLICE])weights + h, here,
+                           to_first + head * dim, count, next);
         }
         for (int64_t head = 0, h = 0; head < heads_per_task; head++)
             for (int64_t r = 0; r < num_rows; r++)

@@ -44,8 +44,8 @@ _WIDTHS = ("256", "512")
 """What `MINIVLLM_CPU_WIDTH` may say: bits of a vector register, at most."""
 
 MAX_ATTENTION_WIDTH = 1 << 14
-"""Floats that a token's query heads may have together: attention keeps those of four tokens, and
-their results, on a thread's stack (512 KiB)."""
+"""Floats that a token's query heads may have together: attention keeps those of up to 16 tokens,
+65,536 floats at most, and their results on a thread's stack (512 KiB)."""
 
 
 @functools.cache

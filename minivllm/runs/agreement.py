@@ -1,8 +1,9 @@
 """How far two runs of one workload agree: class of decision by class of decision.
 
-A run is a list of steps in the words of the pipe (`under_test`): who is scheduled, with how many
-tokens, in which order; who was preempted; who was admitted, and what the prefix cache gave him; the
-block tables. Two runs agree in a class if they do in every step.
+A run is a list of steps in the words of the pipe (`under_test`): whom a full queue refused; who is
+scheduled, with how many tokens, how many of them proposed, in which order; who was preempted; who
+was admitted, and what the prefix cache gave him; the block tables. Two runs agree in a class if
+they do in every step.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 Step = dict[str, Any]
 
 CLASSES: dict[str, Callable[[Step, set[str]], Any]] = {
+    "refusals": lambda step, both: sorted(step["refused"]),
     "who": lambda step, both: sorted(id_ for id_, _ in step["scheduled"]),
     "tokens": lambda step, both: {id_: n for id_, n in step["scheduled"] if id_ in both},
+    "drafts": lambda step, both: {k: n for k, n in step["drafts"].items() if k in both},
     "order": lambda step, both: [id_ for id_, _ in step["scheduled"] if id_ in both],
     "preemption": lambda step, both: sorted(step["preempted"]),
     "admission": lambda step, both: step["admitted"],
@@ -24,6 +27,8 @@ CLASSES: dict[str, Callable[[Step, set[str]], Any]] = {
 """What of a step each class compares, given the ids that both runs scheduled in it."""
 
 FIELDS = {
+    "refusals": "refused",
+    "drafts": "drafts",
     "preemption": "preempted",
     "admission": "admitted",
     "block_ids": "block_ids",
@@ -49,6 +54,8 @@ def told(steps: list[Step]) -> list[Step]:
                 "admitted": admitted,
                 "cached": {id_: computed[id_] - tokens[id_] for id_ in admitted if id_ in tokens},
                 "block_ids": step["block_ids"],
+                "drafts": {id_: len(ids) for id_, ids in step.get("drafts", {}).items()},
+                "refused": step.get("refused", []),
             }
         )
         running = [id_ for id_ in step["running"] if id_ not in step["finished"]]
@@ -63,7 +70,7 @@ def first_differences(
     A run that ends before the other is compared as one that schedules nobody.
     """
     nothing: Step = {"scheduled": [], "preempted": [], "admitted": []}
-    nothing |= {"cached": {}, "block_ids": {}}
+    nothing |= {"cached": {}, "block_ids": {}, "drafts": {}, "refused": []}
     found: dict[str, tuple[int, Any, Any]] = {}
     for index in range(max(len(ours), len(theirs))):
         our = ours[index] if index < len(ours) else nothing
@@ -102,6 +109,10 @@ FEATURES: dict[str, Callable[[dict[str, Any]], bool]] = {
         for r in w["requests"]
     ),
     "speculative_tokens": lambda w: w["config"].get("num_speculative_tokens", 0) > 0,
+    "num_lookahead_tokens": lambda w: w["config"].get("num_lookahead_tokens", 0) > 0,
+    "num_speculative_tokens_per_batch_size": lambda w: bool(
+        w["config"].get("num_speculative_tokens_per_batch_size")
+    ),
     "queue_caps": lambda w: any(w["config"].get(name) is not None for name in QUEUE_CAPS),
     "runs_without_end": lambda w: not w.get("ends", True),
 }

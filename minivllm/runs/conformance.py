@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -200,10 +200,7 @@ def decisions(scheduler: Scheduler, workload: dict[str, Any]) -> Iterator[dict[s
     """What `scheduler` decides about the arrivals and aborts of a workload, step by step, for ever:
     a run without unfinished requests has empty steps. Where it proposes tokens and the workload was
     not recorded, they are those of `Guesses`."""
-    model = Model(
-        {spec["id"]: index for index, spec in enumerate(workload["requests"])},
-        num_ahead=int(workload["config"].get("async_scheduling", False)),
-    )
+    model = Model(workload, scheduler.config)
     arrivals: dict[int, list[dict[str, Any]]] = {}
     for spec in workload["requests"]:
         arrivals.setdefault(spec["arrival_step"], []).append(spec)
@@ -211,9 +208,7 @@ def decisions(scheduler: Scheduler, workload: dict[str, Any]) -> Iterator[dict[s
     for step, request_id in workload["aborts"]:
         aborts.setdefault(step, []).append(request_id)
 
-    guesses = Guesses(lambda r, i: sampled_token(model.index_of[r.request_id], i))
     has_caps = any(name in workload["config"] for name in QUEUE_CAPS)
-    recorded: Iterator[dict[str, Any]] = iter(workload.get("steps", ()))
     for step in count():
         refused = [
             spec["id"]
@@ -226,15 +221,11 @@ def decisions(scheduler: Scheduler, workload: dict[str, Any]) -> Iterator[dict[s
         if has_caps:
             row = {"refused": refused, **row}
         yield row
-        if not (most := scheduler.config.num_speculative_tokens):
+        if not scheduler.config.num_speculative_tokens:
             continue
-        proposed = next(recorded, {}).get("proposed")
-        if proposed is None:
-            told = (scheduler.requests.get(id_) for id_ in row["sampled"])
-            proposed = {r.request_id: guesses.draft_token_ids(r, most) for r in told if r}
-        if model.num_ahead:
-            model.proposed |= proposed
-        else:
+        going = [id_ for id_ in row["sampled"] if id_ in scheduler.requests]
+        proposed = model.propose(step, going, model.most)
+        if not model.num_ahead:
             scheduler.update_draft_token_ids(proposed)
 
 
@@ -257,20 +248,54 @@ def make_request(spec: dict[str, Any]) -> Request:
 
 @dataclass
 class Model:
-    """Stands in for a model's runner: what it has sampled, and what it has not told yet."""
+    """Stands in for a model's runner and its proposer: what they have said of a workload, and what
+    they have not told yet."""
 
-    index_of: dict[str, int]
-    """Each request's place in the workload, on which its tokens depend."""
-    num_ahead: int
-    """Plans that are made before the tokens of an earlier one are known."""
+    workload: dict[str, Any]
+    config: SchedulerConfig
     in_flight: list[tuple[SchedulerOutput, dict[str, TokenIds]]] = field(default_factory=list)
     num_sampled: Counter[str] = field(default_factory=Counter)
     """Output tokens of each request, those that nobody was told of yet too."""
     proposed: dict[str, list[int]] = field(default_factory=dict)
-    """For the places that a plan made ahead keeps."""
+    """The latest of each request."""
+    most: int = 0
+    """Tokens to propose to each request after the last plan."""
+
+    def __post_init__(self) -> None:
+        ids = [spec["id"] for spec in self.workload["requests"]]
+        self.index_of = {id_: index for index, id_ in enumerate(ids)}
+        """Each request's place in the workload, on which its tokens depend."""
+        self.num_ahead = int(self.workload["config"].get("async_scheduling", False))
+        """Plans that are made before the tokens of an earlier one are known."""
+        self.guesses = Guesses(lambda r, i: sampled_token(self.index_of[r.request_id], i))
+
+    def sample(self, id_: str, drafts: Iterable[int] | None) -> TokenIds:
+        """The next token of a request; if any are proposed, those that are right and one more."""
+        says, first = partial(sampled_token, self.index_of[id_]), self.num_sampled[id_]
+        tokens = verified(drafts or (), first, says)
+        self.num_sampled[id_] += len(tokens)
+        return tokens[0] if drafts is None else tokens
+
+    def propose(self, step: int, request_ids: Iterable[str], most: int) -> dict[str, list[int]]:
+        """What follows a step's tokens: what was recorded, unless that was after another number of
+        requests, to which another number of tokens is proposed."""
+        steps = self.workload.get("steps", ())
+        then: dict[str, Any] = steps[step] if step < len(steps) else {"scheduled": ()}
+        as_then = self.config.num_spec_tokens_to_schedule(len(then["scheduled"])) == most
+        recorded = then.get("proposed", {}) if as_then else {}
+        proposed = {
+            id_: recorded[id_] if id_ in recorded else self._guess(id_, most) for id_ in request_ids
+        }
+        self.proposed |= proposed
+        return proposed
+
+    def _guess(self, id_: str, most: int) -> list[int]:
+        request = make_request(self.workload["requests"][self.index_of[id_]])
+        return self.guesses.draft_token_ids(request, most, self.num_sampled[id_])
 
     def run(self, scheduler: Scheduler, plan: SchedulerOutput) -> dict[str, TokenIds]:
         """The tokens of a plan."""
+        self.most = plan.num_spec_tokens_to_schedule
         if isinstance(scheduler, AsyncScheduler):
             drafts = {
                 request.request_id: self.proposed.get(request.request_id, ())
@@ -282,11 +307,7 @@ class Model:
             request = scheduler.requests[id_]
             if request.num_computed_tokens < len(request.all_token_ids):
                 continue
-            says, first = partial(sampled_token, self.index_of[id_]), self.num_sampled[id_]
-            drafts_of = plan.scheduled_spec_decode_tokens.get(id_)
-            tokens = verified(drafts_of or (), first, says)
-            sampled[id_] = tokens[0] if drafts_of is None else tokens
-            self.num_sampled[id_] += len(tokens)
+            sampled[id_] = self.sample(id_, plan.scheduled_spec_decode_tokens.get(id_))
         return sampled
 
 
@@ -308,6 +329,8 @@ def run_step(scheduler: Scheduler, model: Model) -> dict[str, Any]:
     ours["sampled"] = sampled = model.run(scheduler, output)
     if scheduler.config.num_speculative_tokens:
         ours["drafts"] = output.scheduled_spec_decode_tokens
+    if scheduler.config.num_speculative_tokens_per_batch_size:
+        ours["num_spec_tokens_to_schedule"] = output.num_spec_tokens_to_schedule
     model.in_flight.append((output, sampled))
     outputs = []
     if len(model.in_flight) > model.num_ahead:

@@ -51,7 +51,7 @@ def drive(
         plan = scheduler.schedule()
         sampled = sampled_tokens(scheduler, plan, token_at)
         scheduler.update_from_output(plan, sampled)
-        propose(scheduler, sampled, guesses)
+        propose(scheduler, plan, sampled, guesses)
     return scheduler
 
 

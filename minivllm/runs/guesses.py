@@ -38,9 +38,10 @@ class Guesses:
         self.acceptance_rate = acceptance_rate
         self.seed = seed
 
-    def draft_token_ids(self, request: Request, most: int) -> list[int]:
-        """`most` tokens proposed to follow those that the request has."""
-        first = request.num_output_tokens
+    def draft_token_ids(self, request: Request, most: int, first: int | None = None) -> list[int]:
+        """`most` tokens proposed to follow those that the request has; or `first` output tokens,
+        where it was not told all of them yet."""
+        first = request.num_output_tokens if first is None else first
         return [self._guess(request, index) for index in range(first, first + most)]
 
     def _guess(self, request: Request, index: int) -> int:
@@ -87,10 +88,12 @@ def sampled_tokens(
     return sampled
 
 
-def propose(scheduler: Scheduler, request_ids: Iterable[str], guesses: Guesses) -> None:
-    """Give each of the requests, unless it has ended, its proposed tokens for the next step."""
-    most = scheduler.config.num_speculative_tokens
-    if most:
+def propose(
+    scheduler: Scheduler, plan: SchedulerOutput, request_ids: Iterable[str], guesses: Guesses
+) -> None:
+    """Give each of the requests that got a token in a step, unless it has ended, its proposed
+    tokens for the next one."""
+    if most := plan.num_spec_tokens_to_schedule:
         requests = [scheduler.requests.get(request_id) for request_id in request_ids]
         scheduler.update_draft_token_ids(
             {r.request_id: guesses.draft_token_ids(r, most) for r in requests if r is not None}

@@ -69,7 +69,12 @@ OPTIONAL_KNOBS = tuple(name for name in INT_KNOBS if getattr(SchedulerConfig, na
 """Numbers that need not be set: None is allowed too."""
 SHARE_KNOBS = ("watermark",)
 """Numbers from 0 to below 1."""
-BOOL_KNOBS = tuple(name for name in KNOBS if name not in (*LIMITS, *CHOICES, *SHARE_KNOBS))
+ROWS_KNOBS = ("num_speculative_tokens_per_batch_size",)
+"""Lists of rows of three numbers; None is allowed too."""
+ROWS = "null or rows [from, to, tokens] of integers from 0 to 1024"
+BOOL_KNOBS = tuple(
+    name for name in KNOBS if name not in (*LIMITS, *CHOICES, *SHARE_KNOBS, *ROWS_KNOBS)
+)
 
 SCENARIO_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -176,6 +181,9 @@ class Checker:
             elif name in SHARE_KNOBS:
                 if type(knob) not in (int, float) or not 0 <= knob < 1:  # NaN fails it
                     self.error(where, f"{name} must lie in 0 to below 1, got {shown(knob)}")
+            elif name in ROWS_KNOBS:
+                if knob is not None and not _are_rows(knob):
+                    self.error(where, f"{name} must be {ROWS}, got {shown(knob)}")
             elif name in CHOICES:
                 if not any(knob is choice or knob == choice for choice in CHOICES[name]):
                     allowed = ", ".join(
@@ -198,6 +206,20 @@ class Checker:
         except ValueError as error:
             name = str(error).split("=")[0].split(" ")[0]
             self.error(f"{field_}.{name}" if field_ else name, str(error))
+
+
+def _are_rows(value: object) -> bool:
+    low, high = LIMITS["max_num_seqs"]
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) <= high
+        and all(
+            isinstance(row, (list, tuple))
+            and len(row) == 3
+            and all(type(number) is int and low - 1 <= number <= high for number in row)
+            for row in value
+        )
+    )
 
 
 def shown(value: object) -> str:

@@ -16,6 +16,7 @@ PLAIN_CONFIG: dict[str, Any] = {
     "enable_chunked_prefill": True,
     "reserve_full_prompt": False,
     "num_lookahead_tokens": 0,
+    "num_speculative_tokens_per_batch_size": None,
     "watermark": 0.0,
     "long_prefill_token_threshold_adaptive": False,
     "max_num_active_seqs": None,

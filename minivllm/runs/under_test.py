@@ -3,25 +3,40 @@
     python -m minivllm.conformance run TRACES.jsonl.gz -- COMMAND [ARGUMENT ...]
 
 starts COMMAND and asks it, on its standard input, for one decision after the other; it answers on
-its standard output (`tools/adapters/minivllm_adapter.py` is an example of 50 lines):
+its standard output (`tools/adapters/minivllm_adapter.py` is an example of 60 lines):
 
-    {"op": "hello", "protocol": 1}
-        {"protocol": 1, "name": "…", "decides": [classes], "lacks": [features]}
+    {"op": "hello", "protocol": 1, "minor": 1}
+        {"protocol": 1, "minor": 1, "name": "…", "decides": [classes], "lacks": [features]}
     {"op": "begin", "release": "0.33.0", "config": {…}}         a new, empty scheduler
         {}
     {"op": "step", "add": [requests], "abort": [ids]}           plan one step
         {"scheduled": [[id, tokens], …], "sampling": {id: index}, "preempted": [ids],
-         "admitted": [ids], "cached": {id: tokens}, "block_ids": {id: [ids]}}
-    {"op": "tokens", "tokens": {id: token}}                     what that step sampled
+         "admitted": [ids], "cached": {id: tokens}, "block_ids": {id: [ids]},
+         "refused": [ids], "drafts": {id: number}, "padded": [ids], "propose": number}
+    {"op": "tokens", "tokens": {id: token}, "drafts": {id: [tokens]}}   what that step sampled
         {"finished": [ids]}
 
 `config` and the requests are those of the traces (`trace.schema.json`). `decides` names the classes
 of decision that the scheduler can tell (`agreement.CLASSES`), `lacks` the features that it does not
 have (`agreement.FEATURES`): both count as not supported, never as wrong. `sampling` names who has
 computed its last known token in this step, and which of its output tokens comes out, from 0. With
-`async_scheduling`, the tokens of a step come after the next step's plan. Protocol 1 has no words
-for proposed tokens (`speculative_tokens`) and for whom a full queue refuses (`queue_caps`). The end
-of the input is the end of the run.
+`async_scheduling`, the tokens of a step come after the next step's plan. The end of the input is
+the end of the run.
+
+Version 1.1 has words for whom a full queue refuses and for proposed tokens. A scheduler that
+answers `hello` without `minor` knows none of them, and is not asked about `queue_caps` and
+`speculative_tokens`. Where a workload does not need the words, they may be left out.
+
+- `refused`: whom the queue caps of `config` turned away among `add`. They never come again.
+- `drafts` of a step, with `num_speculative_tokens`: how many of a request's tokens are proposed
+  ones, the first of those that it was told last. With `async_scheduling` it is told none: so many
+  places the plan keeps for them. `padded` names those whose `drafts` stand for no proposed token
+  at all: newcomers that are padded to the size of the others.
+- `propose`: how many tokens to propose to each request after this step.
+- `tokens` of a request in `drafts`: a list, the proposed tokens that were right and one more. With
+  `num_speculative_tokens` the runner counts output tokens by itself, and the numbers in `sampling`
+  may be null.
+- `drafts` beside `tokens`: what is proposed to each request for its next step.
 """
 
 from __future__ import annotations
@@ -35,12 +50,13 @@ from collections.abc import Mapping, Sequence
 from queue import Empty, Queue
 from typing import Any, NoReturn, TextIO
 
-from minivllm.runs.agreement import CLASSES, FEATURES, FIELDS, Step
-from minivllm.runs.conformance import release_of, sampled_token
+from minivllm.core.output import TokenIds
+from minivllm.runs.agreement import CLASSES, FEATURES, FIELDS, QUEUE_CAPS, Step
+from minivllm.runs.conformance import Model, release_of, sampled_token, trace_config
 
-PROTOCOL = 1
+PROTOCOL, MINOR = 1, 1
 NOT_ASKED = ("speculative_tokens", "queue_caps")
-"""Features that this protocol has no words for."""
+"""Features that 1.0, which has no `minor`, had no words for."""
 MAX_LINE = 10_000_000
 """Characters in an answer."""
 
@@ -89,14 +105,19 @@ class SchedulerUnderTest:
             raise
 
     def _say_hello(self) -> None:
-        hello = self.ask({"op": "hello", "protocol": PROTOCOL})
+        hello = self.ask({"op": "hello", "protocol": PROTOCOL, "minor": MINOR})
         if hello.get("protocol") != PROTOCOL:
             raise UnderTestError(
                 f"{self} speaks protocol {hello.get('protocol')!r}; this runner speaks {PROTOCOL}"
             )
         self.name = str(hello.get("name") or self.command[0])
         self.decides = self._names(hello, "decides", CLASSES)
-        self.lacks = [*self._names(hello, "lacks", FEATURES), *NOT_ASKED]
+        self.lacks = self._names(hello, "lacks", FEATURES)
+        minor = hello.get("minor", 0)
+        if not _is_int(minor):
+            raise UnderTestError(f"{self}: 'minor' must be a number, got {_short(minor)}")
+        if minor < MINOR:
+            self.lacks = [*self.lacks, *NOT_ASKED]
         if "who" not in self.decides:
             raise UnderTestError(f"{self} must decide 'who' at least; its 'decides' lacks it")
 
@@ -193,14 +214,16 @@ class SchedulerUnderTest:
             UnderTestError: naming `label` and the step.
         """
         requests = {spec["id"]: spec for spec in workload["requests"]}
-        index_of = {id_: index for index, id_ in enumerate(requests)}
-        num_ahead = int(workload["config"].get("async_scheduling", False))
+        release = release_of(workload)
+        model = Model(workload, trace_config(workload["config"], release))
+        self._drafts = model.config.num_speculative_tokens
+        self._has_caps = any(workload["config"].get(name) is not None for name in QUEUE_CAPS)
         last_arrival = max((spec["arrival_step"] for spec in requests.values()), default=0)
         unfinished: set[str] = set()
         steps: list[Step] = []
-        in_flight: list[dict[str, int]] = []
+        in_flight: list[dict[str, TokenIds]] = []
         self._where = f"{label}, at its begin"
-        self.ask({"op": "begin", "release": release_of(workload), "config": workload["config"]})
+        self.ask({"op": "begin", "release": release, "config": workload["config"]})
         while len(steps) < num_steps and (len(steps) <= last_arrival or unfinished):
             now = len(steps)
             self._where = f"{label}, step {now}"
@@ -208,19 +231,47 @@ class SchedulerUnderTest:
             abort = [id_ for when, id_ in workload["aborts"] if when == now]
             unfinished = (unfinished | {spec["id"] for spec in add}) - set(abort)
             step = self.ask({"op": "step", "add": add, "abort": abort})
-            sampling = self._check(step, unfinished)
+            sampling = self._check(step, {spec["id"] for spec in add}, unfinished)
+            unfinished -= set(step["refused"])
             steps.append(step)
-            in_flight.append({k: sampled_token(index_of[k], i) for k, i in sampling.items()})
-            if len(in_flight) > num_ahead:
-                answer = self.ask({"op": "tokens", "tokens": in_flight.pop(0)})
+            if self._drafts:
+                in_flight.append(self._verified(step, model))
+                proposed = model.propose(now, sampling, step["propose"])
+            else:
+                index_of = model.index_of
+                in_flight.append({k: sampled_token(index_of[k], i) for k, i in sampling.items()})
+            if len(in_flight) > model.num_ahead:
+                message: dict[str, Any] = {"op": "tokens", "tokens": in_flight.pop(0)}
+                if self._drafts and not model.num_ahead:
+                    message["drafts"] = proposed
+                answer = self.ask(message)
                 finished: Any = answer.get("finished")
                 if not _is_list_of(finished, str) or not set(finished) <= requests.keys():
                     self._refuse("finished", "a list of ids of requests", finished)
                 unfinished -= set(finished)
         return steps
 
-    def _check(self, step: Step, unfinished: set[str]) -> dict[str, int]:
+    def _verified(self, step: Step, model: Model) -> dict[str, TokenIds]:
+        """What each request gets that samples in a step, if tokens are proposed."""
+        tokens: dict[str, TokenIds] = {}
+        for id_ in step["sampling"]:
+            number = step["drafts"].get(id_)
+            drafts = None
+            if number is not None:
+                told = [] if id_ in step["padded"] else model.proposed.get(id_, [])[:number]
+                if len(told) < number and not (model.num_ahead or id_ in step["padded"]):
+                    self._refuse(f"drafts.{id_}", f"at most the {len(told)} proposed", number)
+                drafts = [*told, *[-1] * (number - len(told))]
+            tokens[id_] = model.sample(id_, drafts)
+        return tokens
+
+    def _check(self, step: Step, added: set[str], unfinished: set[str]) -> dict[str, int]:
         """Refuse what is no decision; who samples, and which of its tokens."""
+        if not self._has_caps:
+            step["refused"] = []
+        if not _is_list_of(step.get("refused"), str) or not set(step["refused"]) <= added:
+            self._refuse("refused", "ids of requests that were just added", step.get("refused"))
+        unfinished = unfinished - set(step["refused"])
         scheduled: Any = step.get("scheduled")
         if not isinstance(scheduled, list) or not all(
             isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and _is_int(row[1])
@@ -231,10 +282,17 @@ class SchedulerUnderTest:
         if len(set(ids)) < len(ids) or not set(ids) <= unfinished:
             self._refuse("scheduled", "unfinished requests, each at most once", scheduled)
         sampling: Any = step.get("sampling")
-        if not isinstance(sampling, dict) or not all(map(_is_int, sampling.values())):
+        counted_here = (None,) if self._drafts else ()
+        if not isinstance(sampling, dict) or not all(
+            number in counted_here or _is_int(number) for number in sampling.values()
+        ):
             self._refuse("sampling", "an object of id: number of the output token", sampling)
         if not set(sampling) <= set(ids):
             self._refuse("sampling", "among the scheduled", sampling)
+        if self._drafts:
+            self._check_drafts(step, dict(scheduled))
+        else:
+            step["drafts"] = {}
         for name in self.decides:
             field = FIELDS.get(name, "scheduled")
             if field in ("preempted", "admitted") and not _is_list_of(step.get(field), str):
@@ -242,6 +300,23 @@ class SchedulerUnderTest:
             if field in ("cached", "block_ids") and not isinstance(step.get(field), dict):
                 self._refuse(field, "an object by id", step.get(field))
         return sampling
+
+    def _check_drafts(self, step: Step, num_tokens: dict[str, int]) -> None:
+        """Refuse what says nothing about proposed tokens."""
+        drafts: Any = step.get("drafts")
+        if not isinstance(drafts, dict) or not all(
+            _is_int(number) and 0 < number < num_tokens.get(id_, 0)
+            for id_, number in drafts.items()
+        ):
+            wanted = "an object of id: a number below that of the request's scheduled tokens"
+            self._refuse("drafts", wanted, drafts)
+        padded: Any = step.get("padded")
+        if not _is_list_of(padded, str) or not set(padded) <= set(drafts):
+            self._refuse("padded", "ids among the drafts", padded)
+        most: Any = step.get("propose")
+        if not _is_int(most) or most > self._drafts:
+            wanted = f"a number up to num_speculative_tokens={self._drafts}"
+            self._refuse("propose", wanted, most)
 
     def _refuse(self, field: str, wanted: str, got: object) -> NoReturn:
         problem = f"{field!r} must be {wanted}, {self._where}; got {_short(got)}"

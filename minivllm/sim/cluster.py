@@ -54,8 +54,19 @@ class ClusterExecutor(Executor):
 
 
 def lasting(executor: Executor) -> Executor:
-    """The executor, or in the place of Dask's own the one above on the same cluster."""
+    """The executor, or in the place of Dask's own the one above on the same cluster.
+
+    Raises:
+        TypeError: this release of Dask keeps the client elsewhere; no public name gives it.
+    """
     if type(executor).__module__ != "distributed.cfexecutor":
         return executor
     parts = vars(executor)
+    if not {"_client", "_kwargs"} <= parts.keys():
+        import distributed
+
+        raise TypeError(
+            f"the executor of Dask {distributed.__version__} does not say whose it is: in the "
+            "place of client.get_executor() give minivllm.sim.cluster.ClusterExecutor(client)"
+        )
     return ClusterExecutor(parts["_client"], **parts["_kwargs"])

@@ -62,9 +62,17 @@ NO_FLAG = {
     "keep_upstream_bugs": "a release is what it is",
     "vllm_version": "the release is the one that is installed",
     "num_speculative_tokens": "it stands in --speculative-config, beside a method",
+    "num_speculative_tokens_per_batch_size": "it stands in --speculative-config, beside a method",
     "num_lookahead_tokens": "a draft model in --speculative-config brings them",
 }
 """Our knobs that vLLM has no flag for, and why."""
+
+SPECULATION = (
+    "num_speculative_tokens",
+    "num_speculative_tokens_per_batch_size",
+    "num_lookahead_tokens",
+)
+"""Knobs that `speculative_config` sets."""
 
 BENCH_FLAGS: dict[str, str] = {
     "--max-concurrency": "vllm/benchmarks/serve.py:1287",
@@ -157,7 +165,7 @@ def llm_arguments(setup: SimulationConfig, engine: str = "vllm") -> str:
                 f"tensor_parallel={setup.tensor_parallel}: minivllm runs on one device"
             )
         arguments |= setup.config().to_dict()
-        for knob in ("keep_upstream_bugs", "num_speculative_tokens", "num_lookahead_tokens"):
+        for knob in ("keep_upstream_bugs", *SPECULATION):
             del arguments[knob]
         if "num_gpu_blocks" not in setup.knobs:
             del arguments["num_gpu_blocks"]

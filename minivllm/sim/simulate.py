@@ -202,7 +202,7 @@ class Simulation:
         start = clock.now
         seconds = self.cost.step_time(load)
         if self.draft_cost is not None:
-            seconds += self._draft_seconds(self.draft_cost, load, tokens)
+            seconds += self._draft_seconds(self.draft_cost, plan, load, tokens)
         if not 0 < seconds < math.inf:
             raise ValueError(f"cost: a step must take a positive, finite time, got {seconds} s")
         end = start + seconds
@@ -210,7 +210,7 @@ class Simulation:
 
         in_system = len(scheduler.requests)
         outputs = scheduler.update_from_output(plan, tokens)
-        propose(scheduler, tokens, self._guesses)
+        propose(scheduler, plan, tokens, self._guesses)
         self._count_gaps(plan, outputs, steady, end)
         timeline = self.result.timeline
         timeline.add_span(
@@ -226,7 +226,9 @@ class Simulation:
             self.on_step(start, seconds, plan, load)
         return True
 
-    def _draft_seconds(self, cost: CostModel, load: StepLoad, request_ids: Iterable[str]) -> float:
+    def _draft_seconds(
+        self, cost: CostModel, plan: SchedulerOutput, load: StepLoad, request_ids: Iterable[str]
+    ) -> float:
         """What a draft model adds to a step: it computes the step's tokens and the new one of each
         request that got one, which gives the first proposal, and then a token each for the next.
 
@@ -243,7 +245,7 @@ class Simulation:
             swap_blocks=0,
         )
         seconds = cost.step_time(first) if first.num_tokens else 0.0
-        for done in range(1, self.scheduler.config.num_speculative_tokens if count else 0):
+        for done in range(1, plan.num_spec_tokens_to_schedule if count else 0):
             read = context + done * count
             seconds += cost.step_time(StepLoad(count, count, count, read, read))
         return seconds

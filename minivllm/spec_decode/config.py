@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from minivllm.core.config import check_choice, check_int
+from minivllm.core.config import as_batch_size_rows, check_choice, check_int
 from minivllm.models.loader import LoadedModel, load_model
 
 METHODS = ("ngram", "draft_model")
@@ -40,8 +40,8 @@ class SpeculativeConfig:
     """Shortest one; default: `prompt_lookup_max`."""
 
     num_speculative_tokens_per_batch_size: Sequence[tuple[int, int, int]] | None = None
-    """(from, to, tokens): so many, while from `from` to `to` requests are in a step; sizes that
-    are not listed get none. Default: always `num_speculative_tokens`."""
+    """(from, to, tokens): so many, after a step of `from` to `to` requests; a size that is not
+    listed gets as many as the one before it. Default: always `num_speculative_tokens`."""
 
     def __post_init__(self) -> None:
         check_int("speculative_config: num_speculative_tokens", self.num_speculative_tokens, 1)
@@ -62,13 +62,11 @@ class SpeculativeConfig:
             )
         object.__setattr__(self, "prompt_lookup_max", longest)
         object.__setattr__(self, "prompt_lookup_min", shortest)
-        for start, end, tokens in self.num_speculative_tokens_per_batch_size or ():
-            if not (1 <= start <= end and 0 <= tokens <= self.num_speculative_tokens):
-                raise ValueError(
-                    f"speculative_config: num_speculative_tokens_per_batch_size has "
-                    f"{(start, end, tokens)}; it takes (from, to, tokens) with 1 <= from <= to and "
-                    f"tokens from 0 to num_speculative_tokens={self.num_speculative_tokens}"
-                )
+        if self.num_speculative_tokens_per_batch_size is not None:
+            as_batch_size_rows(
+                "speculative_config: num_speculative_tokens_per_batch_size",
+                self.num_speculative_tokens_per_batch_size,
+            )
 
     @property
     def prompt_lookup(self) -> tuple[int, int]:
@@ -103,10 +101,3 @@ class SpeculativeConfig:
         if "num_speculative_tokens" not in settings:
             raise ValueError("speculative_config needs num_speculative_tokens")
         return cls(**settings)
-
-    def num_tokens(self, batch_size: int) -> int:
-        """Most tokens to propose to each of so many requests."""
-        ranges = self.num_speculative_tokens_per_batch_size
-        if ranges is None:
-            return self.num_speculative_tokens
-        return next((k for start, end, k in ranges if start <= batch_size <= end), 0)

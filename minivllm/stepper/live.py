@@ -210,7 +210,7 @@ class LiveSession:
         output = self.scheduler.schedule()
         sampled = sampled_tokens(self.scheduler, output, self._guesses.token_at)
         self.scheduler.update_from_output(output, sampled)
-        propose(self.scheduler, sampled, self._guesses)
+        propose(self.scheduler, output, sampled, self._guesses)
 
     def _on_add_request(self, message: Mapping[str, Any]) -> dict[str, Any]:
         data = message.get("request")

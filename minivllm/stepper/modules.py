@@ -41,6 +41,8 @@ def limits() -> str:
         "CHOICES": scenario.CHOICES,
         "OPTIONAL_KNOBS": scenario.OPTIONAL_KNOBS,
         "SHARE_KNOBS": scenario.SHARE_KNOBS,
+        "ROWS_KNOBS": scenario.ROWS_KNOBS,
+        "ROWS": scenario.ROWS,
         "RELEASES": RELEASES,
         "SINCE": {change.name: change.since for change in CHANGES if not change.is_switch},
         "KNOBS": scenario.KNOBS,

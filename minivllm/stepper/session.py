@@ -149,7 +149,7 @@ class Branch:
         output = scheduler.schedule()
         sampled = sampled_tokens(scheduler, output, self._guesses.token_at)
         scheduler.update_from_output(output, sampled)
-        propose(scheduler, sampled, self._guesses)
+        propose(scheduler, output, sampled, self._guesses)
         snapshot = self.steps[-1]
         told = explain(snapshot, scheduler.config)
         if self.fork_point is not None and self.fork_point["step"] == now:

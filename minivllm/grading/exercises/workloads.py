@@ -217,7 +217,7 @@ def run(
             result.steps.append(step)
             sampled = sampled_tokens(scheduler, output, says)
             scheduler.update_from_output(output, sampled)
-            propose(scheduler, sampled, guesses)
+            propose(scheduler, output, sampled, guesses)
         except Failed:
             raise
         except Exception as error:  # a variant may break in any way; the scheduler itself must not

@@ -17,16 +17,32 @@ export const whyNotLive = () => {
   return null;
 };
 
+/** The Jupyter server of `make live`, {url, socket, token}, where a cell of the page needs one; else null.
+ *
+ * book/_static/minivllm.js keeps what that command hands over.
+ */
+export const liveServer = () => {
+  if (!document.querySelector('.mv-code-bar:not([data-needs=""])')) return null;
+  try {
+    const { port, token } = JSON.parse(sessionStorage.getItem("minivllm-live"));
+    return { url: `http://127.0.0.1:${port}/`, socket: `ws://127.0.0.1:${port}/`, token };
+  } catch {
+    return null; // nothing was handed over, or storage is off
+  }
+};
+
 /* A cell's code and what it shows are not always their reader's own: they may come with a link. */
 const PRINT = "'unsafe-hashes' 'sha256-MguIPR6qNR8D3B+eAlK+bIRTZe8t3wkOY4B/56Me9FU='"; // window.print(), the theme's button
 const POLICY = `default-src 'self' data: blob:; script-src 'self' blob: 'wasm-unsafe-eval' ${PRINT}; style-src 'self' 'unsafe-inline'; form-action 'self'`;
 
-/** From now on the page and its workers reach this site alone, and no script in an output runs. */
-const closePage = () => {
+/** From now on the page and its workers reach this site and its live server, and no script in an output runs. */
+export const closePage = () => {
   if (document.querySelector("meta[http-equiv=Content-Security-Policy]")) return;
   const meta = document.createElement("meta");
   meta.setAttribute("http-equiv", "Content-Security-Policy");
-  meta.setAttribute("content", POLICY);
+  const server = liveServer();
+  const connect = server ? `; connect-src 'self' data: blob: ${server.url} ${server.socket}` : "";
+  meta.setAttribute("content", POLICY + connect);
   document.head.append(meta);
 };
 

@@ -1,6 +1,6 @@
 /* Scenarios as links, and the checks that a link from anybody must pass. */
 
-import { CHOICES, DEFAULTS, KNOBS, LIMITS, MAX_CHARACTERS, OPTIONAL_KNOBS, RELEASES, SHARE_KNOBS, SINCE } from "./limits.js";
+import { CHOICES, DEFAULTS, KNOBS, LIMITS, MAX_CHARACTERS, OPTIONAL_KNOBS, RELEASES, ROWS, ROWS_KNOBS, SHARE_KNOBS, SINCE } from "./limits.js";
 import { REQUEST_ID, REQUEST_KEYS, SCENARIO_KEYS, SCENARIO_NAME, SCENARIO_VERSION } from "./limits.js";
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -18,6 +18,22 @@ export const integerProblem = (name, value) => {
   return null;
 };
 
+/** Whether a value is a list of rows of three numbers. */
+const areRows = (value) => {
+  const [low, high] = LIMITS.max_num_seqs;
+  const fits = (number) => Number.isInteger(number) && number >= low - 1 && number <= high;
+  const isRow = (row) => Array.isArray(row) && row.length === 3 && row.every(fits);
+  return Array.isArray(value) && value.length <= high && value.every(isRow);
+};
+
+/** What is wrong with rows (from, to, tokens) that are numbers, as a message; null: nothing. */
+const rowsProblem = (rows) => {
+  const sorted = [...rows].sort(([one], [other]) => one - other);
+  if (sorted.length === 0 || sorted[0][0] !== 1) return "needs a row that begins at 1";
+  if (sorted.some(([from, to]) => to < from)) return "has a row whose end is before its start";
+  return sorted.some(([from], i) => i > 0 && from <= sorted[i - 1][1]) ? "has two rows that overlap" : null;
+};
+
 /** What is wrong with a knob's value, as a message; null: nothing. */
 export const knobProblem = (name, value) => {
   if (OPTIONAL_KNOBS.includes(name) && value === null) return null;
@@ -25,6 +41,9 @@ export const knobProblem = (name, value) => {
   if (SHARE_KNOBS.includes(name)) {
     const fits = typeof value === "number" && value >= 0 && value < 1;
     return fits ? null : `${name} must lie in 0 to below 1, got ${shown(value)}`;
+  }
+  if (ROWS_KNOBS.includes(name)) {
+    return value === null || areRows(value) ? null : `${name} must be ${ROWS}, got ${shown(value)}`;
   }
   if (name in CHOICES) {
     if (CHOICES[name].includes(value)) return null;
@@ -41,6 +60,11 @@ const knobsTogether = (config) => {
     .map(([name, since]) => [name, `does nothing in vLLM ${version}: the knob came with ${since}`]);
   if (active !== null && active > most) problems.push(["max_num_active_seqs", `must be at most max_num_seqs=${most}, got ${active}`]);
   const { num_speculative_tokens: drafts, num_lookahead_tokens: slots, max_num_batched_tokens: budget } = { ...DEFAULTS, ...config };
+  const { num_speculative_tokens_per_batch_size: rows } = { ...DEFAULTS, ...config };
+  if (rows !== null) {
+    const problem = drafts ? rowsProblem(rows) : "does nothing: num_speculative_tokens is 0";
+    if (problem) problems.push(["num_speculative_tokens_per_batch_size", problem]);
+  }
   if (slots > drafts) problems.push(["num_lookahead_tokens", `must be at most num_speculative_tokens=${drafts}, got ${slots}`]);
   if (budget <= drafts) problems.push(["max_num_batched_tokens", `has no room for a token and num_speculative_tokens=${drafts}`]);
   const isOld = RELEASES.indexOf(version) < RELEASES.indexOf("0.28.0"); // a token for each place in the batch
