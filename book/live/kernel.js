@@ -83,6 +83,7 @@ export class KernelPython extends EventTarget {
   }
 
   async #connect(life) {
+    if (this.#kernel) return; // its process had ended, and the server has started another
     closePage();
     const { KernelConnection, ServerConnection, SessionAPI } = await loadServices();
     const { url, socket, token } = this.#server;
@@ -104,7 +105,9 @@ export class KernelPython extends EventTarget {
     this.#session = { id: session.id, end };
     this.#kernel = kernel;
     kernel.statusChanged.connect((_, status) => {
-      if (["dead", "autorestarting"].includes(status)) this.#die(new Error("its process has ended"), kernel);
+      const error = new Error("its process has ended");
+      if (status === "dead") this.#die(error, kernel);
+      else if (status === "autorestarting" && kernel === this.#kernel) this.#tell(error);
     });
     kernel.connectionStatusChanged.connect((_, status) => {
       if (status !== "connected") this.#look(kernel);
@@ -125,11 +128,16 @@ export class KernelPython extends EventTarget {
     const session = this.#session;
     this.#session = null;
     this.#kernel = null;
+    kernel?.dispose();
+    if (session && !error.isGone) this.#last = session.end();
+    this.#tell(error);
+  }
+
+  /** What ran is lost: to whoever waits for it, and to the page. */
+  #tell(error) {
     this.#starting = null;
     this.busy = false;
     this.#endLife(error);
-    kernel?.dispose();
-    if (session && !error.isGone) this.#last = session.end();
     this.dispatchEvent(new CustomEvent("death", { detail: error }));
   }
 

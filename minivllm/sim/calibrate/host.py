@@ -17,12 +17,14 @@ def describe(engine: LLMEngine) -> dict[str, Any]:
     """What was measured on what: for the record in the JSON file."""
     import torch
 
+    lanes = getattr(engine.model.ops, "lanes", None)  # of our CPU kernels
     return {
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "device": engine.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "cpu": _cpu_name(),
+        "vector_bits": lanes and 32 * lanes,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
