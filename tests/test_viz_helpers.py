@@ -67,8 +67,8 @@ QUOTED = [
      "minivllm/models/attention/triton.py", ""),
     (lambda: excerpt_of_file("models/cpu_kernels.c", "for (int64_t panel = 0; panel < out_features",
                              "to[k * PANEL + o] = "), "minivllm/models/cpu_kernels.c", "pack"),
-    (lambda: excerpt_of_file("models/cpu_kernels.c", "next[t] = keys + (table[block]",
-                             "next[t] = keys"), "minivllm/models/cpu_kernels.c", "paged_attention"),
+    (lambda: excerpt_of_file("models/cpu_kernels.c", "places[t] = keys + (table[block]",
+                             "places[t] = keys"), "minivllm/models/cpu_kernels.c", "find_keys"),
     (lambda: excerpt_of_file("models/cpu_kernels.c", '"GCC unroll 4") for (int64_t k',
                              "sums[r][v] += of_row"), "minivllm/models/cpu_kernels.c", "tile"),
 ]  # fmt: skip

@@ -400,14 +400,27 @@ static inline void turn_four(float *to, vec a, vec b, vec c, vec d) {
             *(vec4 *)(to + (quad * 4 + row) * SLICE) = rows[row].quads[quad];
 }
 
-/* Keys of a slice, each where its block lies -> [dim, SLICE]. Memory is asked for their values. */
-static void turn_keys(float *to, const float *const keys[SLICE], int64_t to_values, int64_t dim) {
+/* Where a slice's keys lie. From positions in the sequence to places in the cache: the block table.
+ * Behind the last position it is taken again. */
+static void find_keys(const float *places[SLICE], const float *keys, const int64_t *table, int64_t start,
+                      int64_t last, int64_t block_size, int64_t stride) {
+    int64_t position = min(start, last), block = position / block_size, in_block = position % block_size;
+    for (int64_t t = 0; t < SLICE; t++) {
+        places[t] = keys + (table[block] * block_size + in_block) * stride;
+        if (position < last && (position++, ++in_block == block_size)) in_block = 0, block++;
+    }
+}
+
+/* A head's keys of a slice -> [dim, SLICE]. Memory is asked for their values. */
+static void turn_keys(float *to, const float *const keys[SLICE], int64_t of_head, int64_t to_values, int64_t dim) {
     for (int64_t t = 0; t < SLICE; t += 4)
         for (int64_t d = 0; d < dim; d += LANES) {
-            if (d % LINE == 0)
-                UNROLL for (int key = 0; key < 4; key++) __builtin_prefetch(keys[t + key] + to_values + d, 0, 2);
-            turn_four(to + d * SLICE + t, load(keys[t] + d), load(keys[t + 1] + d), load(keys[t + 2] + d),
-                      load(keys[t + 3] + d));
+            const float *four[4];
+            UNROLL for (int key = 0; key < 4; key++) {
+                four[key] = keys[t + key] + of_head + d;
+                if (d % LINE == 0) __builtin_prefetch(four[key] + to_values, 0, 2);
+            }
+            turn_four(to + d * SLICE + t, load(four[0]), load(four[1]), load(four[2]), load(four[3]));
         }
 }
 
@@ -426,12 +439,13 @@ static void score(int64_t num_queries, float scores[][SLICE], const float *queri
  * Memory is asked for the next slice's keys. */
 static inline __attribute__((always_inline)) void
 add_tile(int num_queries, int num_vecs, float *result, int64_t dim, const float weights[][SLICE],
-         const float *const keys[SLICE], int64_t to_values, int64_t count, const float *const next[SLICE]) {
+         const float *const keys[SLICE], int64_t offset, int64_t to_values, int64_t count,
+         const float *const next[SLICE]) {
     vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, value[PANEL_VECS];
     for (int64_t t = 0; t < count; t++) {
         UNROLL for (int v = 0; v < num_vecs; v++) {
-            if (next) __builtin_prefetch(next[t] + v * LANES, 0, 2);
-            value[v] = load(keys[t] + to_values + v * LANES);
+            if (next && v * LANES % LINE == 0) __builtin_prefetch(next[t] + offset + v * LANES, 0, 2);
+            value[v] = load(keys[t] + offset + to_values + v * LANES);
         }
         UNROLL for (int q = 0; q < num_queries; q++) {
             vec of_query = broadcast(weights[q][t]);
@@ -447,12 +461,14 @@ add_tile(int num_queries, int num_vecs, float *result, int64_t dim, const float 
 /* The same for all queries that share these values. */
 static __attribute__((noinline)) void
 add_values(int64_t num_queries, float *result, int64_t dim, const float weights[][SLICE],
-           const float *const keys[SLICE], int64_t to_values, int64_t count, const float *const next[SLICE]) {
+           const float *const keys[SLICE], int64_t of_head, int64_t to_values, int64_t count,
+           const float *const next[SLICE]) {
     for (int64_t d = 0, width; d < dim; d += width) {
         width = dim - d >= PANEL ? PANEL : LANES;
         for (int64_t q = 0, rows; q < num_queries; q += rows) {
             rows = num_queries - q >= TILE_ROWS ? TILE_ROWS : num_queries - q >= 3 ? 3 : 1;
-#define ADD(rows, vecs) add_tile(rows, vecs, result + q * dim + d, dim, weights + q, keys, to_values + d, count, ahead)
+#define ADD(rows, vecs) \
+    add_tile(rows, vecs, result + q * dim + d, dim, weights + q, keys, of_head + d, to_values, count, ahead)
             const float *const *ahead = q == 0 ? next : NULL;
             if (rows == TILE_ROWS && width == PANEL) ADD(TILE_ROWS, PANEL_VECS);
             else if (rows == 3 && width == PANEL) ADD(3, PANEL_VECS);
@@ -537,23 +553,15 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
         for (int64_t h = 0; h < num_queries; h++) highest[h] = -INFINITY, total[h] = 0;
         memset(result, 0, sizeof result);
 
-        const float *places[2 * SLICE], **here = places, **next = places + SLICE;
-        int64_t in_block = 0, block = 0;
-        for (int64_t start = -SLICE; start < context_len; start += SLICE) {
-            const float **before = here;
-            here = next, next = before;
-            /* From positions in the sequence to places in the cache: the block table. Behind the last
-             * key it is taken again, with a weight of 0. */
-            for (int64_t t = 0; t < SLICE; t++) {
-                next[t] = keys + (table[block] * block_size + in_block) * stride + first_head * dim;
-                if (start + SLICE + t < context_len - 1 && ++in_block == block_size) in_block = 0, block++;
-            }
-            if (start < 0) continue;
+        const float *places[2][SLICE], *const first = keys + first_head * dim;
+        find_keys(places[0], first, table, 0, context_len - 1, block_size, stride);
+        for (int64_t start = 0; start < context_len; start += SLICE) {
+            const float **here = places[start / SLICE % 2], **next = places[(start / SLICE + 1) % 2];
+            find_keys(next, first, table, start + SLICE, context_len - 1, block_size, stride);
             int64_t count = min(SLICE, context_len - start);
             for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing) {
-                turn_keys(turned, here, to_values, dim);
+                turn_keys(turned, here, head * dim, to_values, dim);
                 score(sharing, weights + h, q + h * dim, dim, turned);
-                for (int64_t t = 0; t < SLICE; t++) here[t] += dim;
                 for (int64_t r = 0; r < num_rows; r++) /* no row sees keys behind its own */
                     for (int64_t t = max(position[r] + 1 - start, 0); t < count; t++)
                         for (int64_t g = 0; g < group; g++) weights[h + r * group + g][t] = -INFINITY;
@@ -562,10 +570,9 @@ void paged_attention(float *heads, int64_t heads_stride, const float *keys, cons
             for (int64_t h = 0; h < num_queries; h++)
                 for (int64_t d = 0; shrink[h] != 1 && d < dim; d += LANES)
                     store(result + h * dim + d, load(result + h * dim + d) * shrink[h]);
-            int64_t to_first = to_values - heads_per_task * dim;
             for (int64_t head = 0, h = 0; head < heads_per_task; head++, h += sharing)
                 add_values(sharing, result + h * dim, dim, (const float (*)[SLICE])weights + h, here,
-                           to_first + head * dim, count, next);
+                           head * dim, to_values, count, next);
         }
         for (int64_t head = 0, h = 0; head < heads_per_task; head++)
             for (int64_t r = 0; r < num_rows; r++)
