@@ -177,7 +177,6 @@ def measure(
         "max_model_len": min(4096, shape.max_position_embeddings),
         "max_num_seqs": 256,
         "max_num_batched_tokens": 16384,
-        "kv_bytes_per_token": shape.kv_bytes_per_token(2),
         # On a GPU each takes what its own rule leaves; on a CPU there is no such rule.
         "cache_bytes": None if device == "cuda" else 1 << 26,
     }

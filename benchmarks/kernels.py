@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.machine import usable_cores
-from benchmarks.workloads import ROOT
+from benchmarks.machine import measure_apart, usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,21 +35,7 @@ LEAST_SECONDS = 0.05
 
 def measure(threads: int, repeats: int = 5) -> list[dict[str, Any]]:
     """The rates in a process of its own, as `rates` gives them."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks.kernels",
-            f"--threads={threads}",
-            f"--repeats={repeats}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
-    )
-    return list(json.loads(done.stdout))
+    return list(measure_apart("benchmarks.kernels", threads, f"--repeats={repeats}"))
 
 
 def rates(

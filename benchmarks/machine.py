@@ -70,15 +70,20 @@ def _memory_bytes() -> int | None:
 
 def bandwidth(threads: int, mib: int = 512) -> float:
     """Bytes a second that this machine reads from memory, in a process with so many threads."""
+    return max(measure_apart("benchmarks.machine", threads, f"--mib={mib}").values())
+
+
+def measure_apart(module: str, threads: int, *options: str) -> Any:
+    """What `python -m module` prints as JSON, in a process of its own with so many threads."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.machine", "--threads", str(threads), "--mib", str(mib)],
+        [sys.executable, "-m", module, f"--threads={threads}", *options],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
     )
-    return max(json.loads(done.stdout).values())
+    return json.loads(done.stdout)
 
 
 def measure_bandwidth(mib: int, repeats: int = 8) -> dict[str, float]:

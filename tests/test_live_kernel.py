@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from conftest import few
+from processes import end
 from stepper_pages import guarded, press_run_all, serving
 
 from tests.test_live_cells import OUTPUTS, act, cell, comparable, open_chapter, wait_for, write
@@ -86,12 +87,7 @@ def running() -> Iterator[Live]:
         wait_until(lambda: is_listening(server.port))
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import end
 
 from minivllm.core import Request, SamplingParams, Scheduler, SchedulerConfig
 from minivllm.runs import InputLog
@@ -306,11 +307,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
                 time.sleep(0.2)
         yield url, folder
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        end(server)
         log.close()
 
 

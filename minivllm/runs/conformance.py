@@ -268,6 +268,7 @@ class Model:
         self.num_ahead = int(self.workload["config"].get("async_scheduling", False))
         """Plans that are made before the tokens of an earlier one are known."""
         self.guesses = Guesses(lambda r, i: sampled_token(self.index_of[r.request_id], i))
+        self.guessed_for: dict[str, Request] = {}
 
     def sample(self, id_: str, drafts: Iterable[int] | None) -> TokenIds:
         """The next token of a request; if any are proposed, those that are right and one more."""
@@ -290,7 +291,10 @@ class Model:
         return proposed
 
     def _guess(self, id_: str, most: int) -> list[int]:
-        request = make_request(self.workload["requests"][self.index_of[id_]])
+        if id_ not in self.guessed_for:
+            spec = self.workload["requests"][self.index_of[id_]]
+            self.guessed_for[id_] = make_request(spec)
+        request = self.guessed_for[id_]
         return self.guesses.draft_token_ids(request, most, self.num_sampled[id_])
 
     def run(self, scheduler: Scheduler, plan: SchedulerOutput) -> dict[str, TokenIds]:
