@@ -201,7 +201,7 @@ def test_interrupt_keeps_the_variables_restart_does_not(kernel: Page) -> None:
         kernel, 0, "import time\nkept = 1\nprint('begun', flush=True)\nwhile True: time.sleep(0.01)"
     )
     act(kernel, 0, "run")
-    cell(kernel, 0).get_by_text("begun").wait_for()
+    cell(kernel, 0).get_by_text("begun", exact=True).wait_for()  # the code says 'begun'
     act(kernel, 0, "stop")
     assert "KeyboardInterrupt" in wait_for(kernel, 0, "failed")
     assert "True" in run(kernel, "'kept' in globals()")

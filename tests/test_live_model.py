@@ -212,10 +212,16 @@ def test_a_site_without_the_model_says_what_is_missing(
     assert not any(cell["model"] for cell in cells)
 
 
-def test_a_talk_refuses_what_it_cannot_run_and_asks_for_the_model() -> None:
+def test_a_talk_refuses_what_it_cannot_run_and_asks_for_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import minivllm_talk_session as talk
     from minivllm_judge import Ask
 
+    from minivllm.executor import wasm_executor
+
+    for name in ("open_model", "default_model"):  # a page's Python sets them for good
+        monkeypatch.setattr(wasm_executor, name, getattr(wasm_executor, name))
     session = talk.TalkSession()
     empty = json.loads(session.handle_json(json.dumps({"type": "talk", "prompts": ["a", " "]})))
     assert not empty["ok"]
