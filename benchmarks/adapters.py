@@ -84,6 +84,9 @@ def _use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+_MATRICES = ("qkv", "o", "gate_up", "down")
+
+
 class Minivllm:
     """Ours."""
 
@@ -115,8 +118,11 @@ class Minivllm:
         )
 
     def info(self) -> dict[str, Any]:
-        """Versions and threads."""
-        return {"version": self.version, **_torch_info()}
+        """Versions, threads, and the bytes of matrices that a step reads: a GGUF's stay small."""
+        model = self.engine.model
+        layers = [getattr(layer, name) for layer in model.layers for name in _MATRICES]
+        read = sum(matrix.nbytes for matrix in [model.lm_head, *layers])
+        return {"version": self.version, "read_bytes_per_step": read, **_torch_info()}
 
     def run(self, requests: Requests) -> Result:
         """Serve them."""

@@ -140,15 +140,16 @@ def _engine_row(label: str, name: str, work: Mapping[str, Any]) -> Row:
 
 
 def decode_speed(
-    section: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
+    section: Mapping[str, Any], engine: str, rounds: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, float], dict[str, float]] | None:
     """Decoding alone: tokens a second, and the share of the memory's bandwidth that reading all
-    weights for each token takes."""
+    weights for each token takes, as the engine keeps them."""
     itl = over_rounds(rounds, "itl", "mean")
     if itl is None:
         return None
     speed = {"median": 1 / itl["median"], "min": 1 / itl["max"], "max": 1 / itl["min"]}
-    per_token = section["read_bytes_per_step"] / section["bandwidth_bytes_per_s"]
+    read = section["engines"][engine].get("read_bytes_per_step", section["read_bytes_per_step"])
+    per_token = read / section["bandwidth_bytes_per_s"]
     return speed, {key: value * per_token for key, value in speed.items()}
 
 
@@ -157,7 +158,7 @@ def _bandwidth_table(
 ) -> str:
     rows = []
     for name, rounds in work["rounds"].items():
-        if found := decode_speed(section, rounds):
+        if found := decode_speed(section, name, rounds):
             speed, share = found
             rows.append((labels[name], with_spread(speed, 1), with_spread(share, 0, 100) + " %"))
     bandwidth = section["bandwidth_bytes_per_s"] / 1e9

@@ -24,6 +24,7 @@ from minivllm.models.attention.metadata import AttentionMetadata
 from minivllm.models.attention.reference import reference_paged_attention
 from minivllm.models.attention.sdpa import PagedAttention
 from minivllm.models.attention.selector import choose_backend
+from minivllm.models.blocks import BLOCK_COLUMNS, Blocks
 from minivllm.models.cpu_decoder import CPUDecoder
 from minivllm.models.cpu_kernels import CPUKernels, is_packed, load_kernels
 from minivllm.models.loader import tiny_random_model
@@ -113,6 +114,33 @@ def test_a_row_times_bfloat16_has_the_same_bits_in_any_batch(kernels):
     alone = torch.cat([kernels.linear(row[None], weight) for row in x[:40]])
     for rows in (2, 7, 12, 13, 40, 300):
         assert torch.equal(kernels.linear(x[:rows], weight)[:40], alone[:rows])
+
+
+def blocks(out_features, in_features, seed=0):
+    """Numbers of all sizes, with scales and least values of 16 bits, as a file has them."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(-128, 128, (out_features, in_features), generator=generator)
+    shared = torch.randn(2, out_features, in_features // BLOCK_COLUMNS, generator=generator)
+    return Blocks(numbers.to(torch.int8), *shared.half().float())
+
+
+@needs_kernels
+@pytest.mark.parametrize(("out_features", "in_features"), [(64, 32), (96, 576), (32, 1536)])
+def test_linear_of_bytes_has_the_bits_of_its_floats(kernels, out_features, in_features):
+    matrix = blocks(out_features, in_features)
+    packed, floats = kernels.pack_blocks(matrix), kernels.pack(matrix.floats())
+    assert packed.numel() < 0.32 * floats.numel() * floats.itemsize
+    for rows in (0, 1, 2, 5, 6, 7, 11, 12, 13, 24, 25, 40, 300):
+        x, residual = randn(rows, in_features), randn(rows, out_features)
+        assert torch.equal(kernels.linear(x, packed), kernels.linear(x, floats))
+        added = residual.clone(), residual.clone()
+        kernels.add_linear(added[0], x, packed)
+        kernels.add_linear(added[1], x, floats)
+        assert torch.equal(*added)
+    ids = torch.tensor([0, out_features - 1, 17, 17])
+    assert torch.equal(kernels.embed(ids, packed), matrix.floats()[ids])
+    assert kernels.embed(ids[:0], packed).shape == (0, in_features)
+    assert kernels.pack_blocks(blocks(kernels.panel + 1, 64)) is None, "odd widths are PyTorch's"
 
 
 @needs_kernels

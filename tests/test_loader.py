@@ -21,7 +21,8 @@ from serving import build, hf_generate, hf_model, token_ids
 from test_model import save_hf_model
 
 from minivllm.models import gguf_file, llama, loader, weight_cache
-from minivllm.models.cpu_kernels import load_kernels
+from minivllm.models.blocks import blocks_of
+from minivllm.models.cpu_kernels import BYTES, FLOATS, CPUKernels, kind_of, load_kernels
 from minivllm.models.loader import DEFAULT_MODEL, find_model, load_model, tiny_random_model
 from minivllm.models.safetensors_file import MappedTensors, release
 from minivllm.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def write_gguf(path: Path, arch: str = "llama", **changes: Any) -> Path:
         for name, ours in gguf_file._LAYER_NAMES.items():
             names[f"model.layers.{index}.{ours}.weight"] = f"blk.{index}.{name}.weight"
     for name, tensor in model.weights.items():
-        array = tensor.numpy()
+        array = np.ascontiguousarray(tensor.numpy())
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             array = (  # llama.cpp's `permute`, convert_hf_to_gguf.py
@@ -81,8 +82,10 @@ def write_gguf(path: Path, arch: str = "llama", **changes: Any) -> Path:
                 .swapaxes(1, 2)
                 .reshape(array.shape)
             )
+        kind = changes.get("kind") if array.ndim == 2 else None
         if names[name] != changes.get("drop"):
-            writer.add_tensor(names[name], np.ascontiguousarray(array))
+            data = gguf.quants.quantize(array, kind) if kind else array
+            writer.add_tensor(names[name], np.ascontiguousarray(data), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,6 +111,50 @@ def test_gguf_gives_back_the_weights(arch: str, tmp_path: Path, cache: Path) -> 
     if arch == "llama":
         prompt = [3, 500, 70, 9]
         assert token_ids(build(str(path)), [prompt]) == token_ids(build(), [prompt])
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"])
+def test_blocks_of_a_gguf_are_its_floats(kind: str, tmp_path: Path, cache: Path) -> None:
+    """To the bit, for every matrix; the engine says the same with them and without."""
+    path = write_gguf(tmp_path / "tiny.gguf", kind=gguf.GGMLQuantizationType[kind])
+    weights = load_model(path).weights
+    assert isinstance(weights, MappedTensors)
+    matrices = [name for name, tensor in weights.items() if tensor.dim() == 2]
+    assert len(matrices) == 16
+    if kind == "F16":
+        assert weights.blocks is None
+        assert blocks_of(weights, matrices[:1]) is None
+        return
+    for name in matrices:
+        found = blocks_of(weights, [name])
+        assert found is not None
+        assert torch.equal(found.floats(), weights[name]), name
+    group = [name for name in matrices if "layers.0.mlp" in name and "down" not in name]
+    together = blocks_of(weights, group)
+    assert together is not None
+    assert len(group) == 2
+    assert torch.equal(together.floats(), torch.cat([weights[name] for name in group]))
+    assert blocks_of(weights, [group[0], "model.norm.weight"]) is None
+    if load_kernels() is not None:
+        with_blocks = build(str(path))
+        said = token_ids(with_blocks, [[3, 500, 70, 9], [4] * 40])
+        kept = with_blocks.llm_engine.model
+        assert {kind_of(layer.qkv) for layer in kept.layers} == {BYTES} == {kind_of(kept.lm_head)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CPUKernels, "pack_blocks", lambda *_: None)
+            plain = build(str(path))
+        assert kind_of(plain.llm_engine.model.lm_head) == FLOATS
+        assert token_ids(plain, [[3, 500, 70, 9], [4] * 40]) == said
+
+
+def test_changed_floats_count_more_than_blocks(tmp_path: Path, cache: Path) -> None:
+    """Who edits a converted model's weights gets what he wrote."""
+    path = write_gguf(tmp_path / "tiny.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    weights = load_model(path).weights
+    assert isinstance(weights, MappedTensors)
+    weights["lm_head.weight"].mul_(2)  # not in the file: the mapping is private
+    assert blocks_of(weights, ["lm_head.weight"]) is None
+    assert blocks_of(weights, ["model.embed_tokens.weight"]) is not None
 
 
 def test_gguf_as_transformers_reads_it() -> None:

@@ -12,7 +12,7 @@ import ctypes
 import numpy as np
 from torch import Tensor
 
-from minivllm.models.cpu_kernels import CPUKernels, is_bfloat16, is_packed
+from minivllm.models.cpu_kernels import CPUKernels, is_packed, kind_of
 from minivllm.models.late_tokens import LateTokens
 from minivllm.models.llama import LlamaModel
 
@@ -61,7 +61,7 @@ class CPUDecoder:
             hidden.data_ptr(),
             self._layers,
             len(model.layers),
-            is_bfloat16(model.layers[0].qkv),
+            kind_of(model.layers[0].qkv),
             scratch.data_ptr(),
             self.kv_caches.data_ptr(),
             self.kv_caches.stride(1),
@@ -83,14 +83,18 @@ class CPUDecoder:
 
 
 def can_decode(model: LlamaModel) -> bool:
-    """Whether `decode` in C is made for a model: packed matrices, no biases, no norms of heads."""
+    """Whether `decode` in C is made for a model.
+
+    It wants packed matrices of one kind, no biases, no norms of heads.
+    """
     config, ops = model.config, model.ops
     extras = ("qkv_bias", "head_norms", "o_bias", "gate_up_bias", "down_bias")
+    matrices = [getattr(layer, name) for layer in model.layers for name in _MATRICES]
     return (
         isinstance(ops, CPUKernels)
         and model.attention_backend == "cpu"
         and not any(getattr(layer, name) is not None for layer in model.layers for name in extras)
-        and all(is_packed(getattr(layer, name)) for layer in model.layers for name in _MATRICES)
-        and len(model.layers) > 0
+        and all(is_packed(matrix) for matrix in matrices)
+        and len({kind_of(matrix) for matrix in matrices}) == 1
         and config.hidden_size % ops.lanes == config.intermediate_size % ops.lanes == 0
     )

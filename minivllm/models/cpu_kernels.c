@@ -1,4 +1,4 @@
-/* A decoder layer's operators for a CPU, in float32; matrices may have 16 bits a weight.
+/* A decoder layer's operators for a CPU, in float32; matrices may have 16 or 8 bits a weight.
  *
  * A decode step has few rows, so its time is the time to read: every weight once, every key and
  * value once. BLAS libraries are made for the other case, many rows, and read at a third of what
@@ -125,6 +125,38 @@ void pack_bfloat16(uint32_t *packed, const uint16_t *w, int64_t out_features, in
                 memcpy(packed + first * pairs + k * PANEL + o, w + (first + o) * in_features + 2 * k, 4);
 }
 
+/* A GGUF's weights are small numbers, and BLOCK columns of an output share what makes floats of them:
+ * scale * number + least. Kept so, less than a third is read; a weight becomes the same float when it is
+ * wanted. Four columns share the place of one float, the first in the lowest byte. A block of a panel: */
+#define BLOCK 32
+typedef struct { float scale[PANEL], least[PANEL]; uint32_t numbers[BLOCK / 4][PANEL]; } byte_block;
+
+/* numbers [out, in], scale and least [out, in / BLOCK] -> packed [out / PANEL, in / BLOCK]. */
+void pack_bytes(byte_block *packed, const int8_t *numbers, const float *scale, const float *least,
+                int64_t out_features, int64_t in_features, int num_threads) {
+    int64_t blocks = in_features / BLOCK;
+    #pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t first = 0; first < out_features; first += PANEL)
+        for (int64_t block = 0; block < blocks; block++) {
+            byte_block *to = packed + first / PANEL * blocks + block;
+            for (int64_t o = 0; o < PANEL; o++) {
+                int64_t from = (first + o) * blocks + block;
+                to->scale[o] = scale[from], to->least[o] = least[from];
+                for (int64_t k = 0; k < BLOCK / 4; k++) memcpy(&to->numbers[k][o], numbers + from * BLOCK + 4 * k, 4);
+            }
+        }
+}
+
+/* The product is exact, so that the sum is rounded once, fused or not: as who wrote the floats has them. */
+static inline vec weights_of(ivec numbers, int byte, vec scale, vec least) {
+    ivec number = numbers << (24 - 8 * byte) >> 24; /* with its sign */
+    return __builtin_convertvector(number, vec) * scale + least;
+}
+
+static inline ivec load_numbers(const byte_block *block, int64_t four, int v) {
+    return (ivec)load((const float *)block->numbers[four] + v);
+}
+
 #if LANES == 16 && defined __AVX512BF16__
 #include <immintrin.h>
 #define X_STEP 1 /* x is rounded to bfloat16 too, in pairs: one instruction takes 32 products */
@@ -218,6 +250,37 @@ tile_in_pairs(int num_rows, strided y, strided so_far, const float *x, int64_t x
     store_tile(num_rows, y, so_far, sums);
 }
 
+/* The same for blocks of bytes. Their floats are left in `wide`, if there is one, for the next tiles. */
+static inline __attribute__((always_inline)) void
+tile_in_bytes(int num_rows, strided y, strided so_far, const float *x, int64_t x_stride,
+              const float *panel, int64_t columns, int ask_ahead, float *wide) {
+    vec sums[TILE_ROWS][PANEL_VECS] = {{{0}}}, weights[PANEL_VECS];
+    const byte_block *block = (const byte_block *)panel;
+    for (int64_t start = 0; start < columns; start += BLOCK, block++) {
+        vec scale[PANEL_VECS], least[PANEL_VECS];
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            scale[v] = load(block->scale + v * LANES), least[v] = load(block->least + v * LANES);
+        for (int64_t four = 0; four < BLOCK / 4; four++) {
+            if (ask_ahead)
+                UNROLL for (int o = 0; o < PANEL; o += LINE) __builtin_prefetch(block->numbers[four] + AHEAD + o);
+            UNROLL for (int byte = 0; byte < 4; byte++) {
+                UNROLL for (int v = 0; v < PANEL_VECS; v++)
+                    weights[v] = weights_of(load_numbers(block, four, v * LANES), byte, scale[v], least[v]);
+                if (wide) {
+                    UNROLL for (int v = 0; v < PANEL_VECS; v++) store(wide + v * LANES, weights[v]);
+                    wide += PANEL;
+                }
+                UNROLL for (int r = 0; r < num_rows; r++) {
+                    vec of_row = broadcast(x[r * x_stride + start + four * 4 + byte]);
+                    UNROLL for (int v = 0; v < PANEL_VECS; v++) sums[r][v] += of_row * weights[v];
+                }
+                IN_ORDER;
+            }
+        }
+    }
+    store_tile(num_rows, y, so_far, sums);
+}
+
 /* The same for any number of rows up to a tile's. Not inlined: among a caller's variables a sum
  * would be left without a register. */
 #if TILE_ROWS == 12
@@ -232,10 +295,11 @@ tile_in_pairs(int num_rows, strided y, strided so_far, const float *x, int64_t x
 #define MORE_TILES(tile)
 #endif
 #define TILE(rows, tile) tile(rows, y, so_far, x, x_stride, panel, columns, ask_ahead)
-#define TILE_OF(name, tile) \
+#define WIDENING_TILE(...) tile_in_bytes(__VA_ARGS__, wide)
+#define TILE_OF(name, tile, ...) \
     static __attribute__((noinline)) void \
     name(int64_t num_rows, strided y, strided so_far, const float *x, int64_t x_stride, \
-         const float *panel, int64_t columns, int ask_ahead) { \
+         const float *panel, int64_t columns, int ask_ahead __VA_ARGS__) { \
         /* Told so, GCC has a register more for the sums. */ \
         if (columns < 1 || columns > TILE_COLUMNS || ask_ahead >> 1) \
             __builtin_unreachable(); \
@@ -251,12 +315,15 @@ tile_in_pairs(int num_rows, strided y, strided so_far, const float *x, int64_t x
     }
 TILE_OF(tile_of, tile)
 TILE_OF(tile_of_pairs, tile_in_pairs)
+TILE_OF(tile_of_bytes, WIDENING_TILE, , float *wide)
 
-/* In `pairs` the columns of `packed`, of which there are `in_features`, are two of bfloat16 each. */
+typedef enum { FLOATS, PAIRS, BYTES } kind; /* cpu_kernels.py has the same */
+
+/* In PAIRS the columns of `packed`, of which there are `in_features`, are two of bfloat16 each. */
 static inline __attribute__((always_inline)) void
-product(int pairs, float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
+product(kind of, float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
         int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
-    int64_t x_step = pairs ? X_STEP : 1, slice = TILE_COLUMNS / x_step;
+    int64_t x_step = of == PAIRS ? X_STEP : 1, slice = TILE_COLUMNS / x_step;
     /* Blocks of about equal size, and tiles: 8 rows are twice 4, not 6 and 2. */
     int64_t block = cdiv(rows, max(cdiv(rows * in_features * x_step, BLOCK_FLOATS), 1));
     int64_t num_tiles = max(cdiv(block, TILE_ROWS), 1), tile_rows = max(cdiv(block, num_tiles), 1);
@@ -271,9 +338,13 @@ product(int pairs, float *y, const float *x, int64_t x_stride, const float *pack
             for (int64_t k = 0; k < in_features; k += slice) {
                 int64_t columns = min(in_features - k, slice), is_wide = 0;
                 const float *panel = packed + out * in_features + k * PANEL;
+                float wide[of != FLOATS ? TILE_COLUMNS * PANEL : 1];
+                if (of == BYTES) {
+                    const byte_block *blocks = (const byte_block *)packed;
+                    panel = (const float *)(blocks + (out / PANEL * in_features + k) / BLOCK);
+                }
 #if X_STEP == 2
-                float wide[pairs ? TILE_COLUMNS * PANEL : 1];
-                if (pairs && block_rows > TILE_ROWS) {
+                if (of == PAIRS && block_rows > TILE_ROWS) {
                     widen(wide, panel, columns);
                     panel = wide, columns *= 2, is_wide = 1;
                 }
@@ -282,10 +353,13 @@ product(int pairs, float *y, const float *x, int64_t x_stride, const float *pack
                  * reads as fast as the processor itself looks ahead. */
                 for (int64_t row = 0; row < block_rows; row += tile_rows) {
                     strided between = {sums + row * PANEL, PANEL}, end = {y + row * out_features + out, out_features};
+                    if (of == BYTES && row == tile_rows) panel = wide, is_wide = 1;
 #define THIS_TILE min(block_rows - row, tile_rows), k + slice < in_features ? between : end, \
                   k > 0 ? between : accumulate ? end : (strided){0}, \
                   x + row * x_stride + k * x_step, x_stride, panel, columns
-                    if (pairs && !is_wide) tile_of_pairs(THIS_TILE, row == 0 && block_rows > 1);
+                    if (of == PAIRS && !is_wide) tile_of_pairs(THIS_TILE, row == 0 && block_rows > 1);
+                    else if (of == BYTES && !is_wide)
+                        tile_of_bytes(THIS_TILE, row == 0 && block_rows > 1, block_rows > tile_rows ? wide : NULL);
                     else tile_of(THIS_TILE, row == 0 && block_rows > 1 && !is_wide);
                 }
             }
@@ -296,7 +370,13 @@ product(int pairs, float *y, const float *x, int64_t x_stride, const float *pack
 /* x [rows, in], packed weights -> y [rows, out], or y + that, to `accumulate`. */
 void linear(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
             int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
-    product(0, y, x, x_stride, packed, rows, out_features, in_features, accumulate, num_threads);
+    product(FLOATS, y, x, x_stride, packed, rows, out_features, in_features, accumulate, num_threads);
+}
+
+/* The same with weights from `pack_bytes`, to the bit what `linear` makes of their floats. */
+void linear_bytes(float *y, const float *x, int64_t x_stride, const float *packed, int64_t rows,
+                  int64_t out_features, int64_t in_features, int accumulate, int num_threads) {
+    product(BYTES, y, x, x_stride, packed, rows, out_features, in_features, accumulate, num_threads);
 }
 
 /* The same with weights from `pack_bfloat16`; sums are float32. */
@@ -306,7 +386,7 @@ void linear_bfloat16(float *y, const float *x, int64_t x_stride, const float *pa
     x = as_pairs(x, x_stride, rows, in_features, num_threads);
     x_stride = in_features / 2;
 #endif
-    product(1, y, x, x_stride, packed, rows, out_features, in_features / 2, accumulate, num_threads);
+    product(PAIRS, y, x, x_stride, packed, rows, out_features, in_features / 2, accumulate, num_threads);
 }
 
 /* --- between the products ------------------------------------------------------------------------ */
@@ -591,13 +671,13 @@ typedef struct {
 /* All decoder layers for rows of one token each; hidden [rows, hidden_size] is changed in place. The
  * cache is [layers, 2, blocks, block_size, kv_heads, D], `half` floats from keys to values. `scratch`
  * has room for the widest of each row: hidden_size + (heads + 2 kv_heads) * D + 2 * inner floats. */
-void decode(float *hidden, const layer_weights *layers, int64_t num_layers, int is_bfloat16,
+void decode(float *hidden, const layer_weights *layers, int64_t num_layers, kind of,
             float *scratch, float *kv_cache, int64_t half, const float *cos, const float *sin,
             const int64_t *positions, const int64_t *slots, const int64_t *owners,
             const int64_t *block_tables, int64_t table_width, int64_t rows, int64_t hidden_size,
             int64_t inner, int64_t num_heads, int64_t num_kv_heads, int64_t dim, int64_t block_size,
             float eps, float scale, int num_threads) {
-    typeof(linear) *multiply = is_bfloat16 ? linear_bfloat16 : linear;
+    typeof(linear) *multiply = of == PAIRS ? linear_bfloat16 : of == BYTES ? linear_bytes : linear;
     int64_t attended_width = num_heads * dim, qkv_width = attended_width + 2 * num_kv_heads * dim;
     float *normed = scratch, *qkv = normed + rows * hidden_size, *gate_up = qkv + rows * qkv_width;
     for (const layer_weights *layer = layers; layer < layers + num_layers; layer++, kv_cache += 2 * half) {

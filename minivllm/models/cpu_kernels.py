@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minivllm.models.blocks import BLOCK_COLUMNS, Blocks
 from minivllm.models.config import ModelConfig
 from minivllm.models.memory import lazy_zeros
 from minivllm.models.ops import HeadNorms, Ops
@@ -120,7 +121,8 @@ def _fingerprint_of_machine(compiler: str, flags: tuple[str, ...]) -> str:
 
 
 class CPUKernels(Ops):
-    """The operators by `cpu_kernels.c`, for float32 tensors on the CPU and matrices of bfloat16.
+    """The operators by `cpu_kernels.c`, for float32 tensors on the CPU; matrices may be of bfloat16
+    or, where they come from a GGUF, in blocks of bytes that make the same floats.
 
     Sums are float32. Where the processor multiplies pairs of bfloat16 (AVX512_BF16), the products'
     inputs are rounded to it as PyTorch rounds them; elsewhere a weight becomes float32 when it is
@@ -145,8 +147,10 @@ class CPUKernels(Ops):
         signatures = {
             "pack": [pointer, pointer, size, size, count],
             "pack_bfloat16": [pointer, pointer, size, size, count],
+            "pack_bytes": [pointer, pointer, pointer, pointer, size, size, count],
             "linear": [pointer, pointer, size, pointer, size, size, size, count, count],
             "linear_bfloat16": [pointer, pointer, size, pointer, size, size, size, count, count],
+            "linear_bytes": [pointer, pointer, size, pointer, size, size, size, count, count],
             "rms_norm": [pointer, pointer, pointer, size, size, number, count],
             "silu_and_mul": [pointer, size, size, count],
             "rotate_and_store": [pointer] * 7 + [size] * 4 + [count],
@@ -184,11 +188,32 @@ class CPUKernels(Ops):
         pack(packed.data_ptr(), weight.data_ptr(), *weight.shape, torch.get_num_threads())
         return packed
 
+    def pack_blocks(self, blocks: Blocks) -> Tensor | None:
+        """To [out / panel, in / BLOCK_COLUMNS, bytes of a panel's block], uint8: the scales of its
+        outputs, their least values, then their numbers, four columns together.
+        """
+        numbers, scale, least = (part.contiguous() for part in blocks)
+        out_features, in_features = numbers.shape
+        if out_features % self.panel:
+            return None
+        block_bytes = self.panel * (BLOCK_COLUMNS + 2 * scale.itemsize)
+        shape = (out_features // self.panel, in_features // BLOCK_COLUMNS, block_bytes)
+        packed = lazy_zeros(shape, torch.uint8, "cpu")
+        parts = (packed, numbers, scale, least)
+        addresses = (part.data_ptr() for part in parts)
+        self._kernels["pack_bytes"](*addresses, *numbers.shape, torch.get_num_threads())
+        return packed
+
     def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         if not is_packed(weight):
             return super().embed(token_ids, weight).float()
+        if kind_of(weight) == BYTES:
+            panels, lanes = token_ids // self.panel, token_ids % self.panel
+            fours = weight.view(torch.float32).unflatten(2, (-1, self.panel))
+            numbers = fours[panels, :, 2:, lanes].view(torch.int8)  # [T, blocks, columns]
+            return Blocks(numbers.flatten(1), *fours[panels, :, :2, lanes].unbind(2)).floats()
         rows = weight[token_ids // self.panel, :, token_ids % self.panel]
-        return rows.view(torch.bfloat16).float() if is_bfloat16(weight) else rows
+        return rows.view(torch.bfloat16).float() if kind_of(weight) == PAIRS else rows
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
@@ -210,10 +235,11 @@ class CPUKernels(Ops):
             residual.add_(bias)
 
     def _multiply(self, output: Tensor, x: Tensor, weight: Tensor, accumulate: bool) -> None:
-        assert x.shape[1] == weight.shape[1] * (2 if is_bfloat16(weight) else 1)
+        kind = kind_of(weight)
+        assert x.shape[1] == weight.shape[1] * (1, 2, BLOCK_COLUMNS)[kind]
         if x.stride(1) != 1:
             x = x.contiguous()
-        self._kernels["linear_bfloat16" if is_bfloat16(weight) else "linear"](
+        self._kernels[("linear", "linear_bfloat16", "linear_bytes")[kind]](
             output.data_ptr(),
             x.data_ptr(),
             x.stride(0),
@@ -328,6 +354,10 @@ def is_packed(weight: Tensor) -> bool:
     return weight.dim() == 3
 
 
-def is_bfloat16(packed: Tensor) -> bool:
-    """Whether a packed matrix has 16 bits a weight."""
-    return packed.dtype == torch.int32
+FLOATS, PAIRS, BYTES = range(3)
+"""What a packed matrix is made of, as `cpu_kernels.c` has them: pairs are of bfloat16."""
+
+
+def kind_of(packed: Tensor) -> int:
+    """FLOATS, PAIRS or BYTES."""
+    return {torch.float32: FLOATS, torch.int32: PAIRS, torch.uint8: BYTES}[packed.dtype]

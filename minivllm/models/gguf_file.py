@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from minivllm.models.blocks import BLOCK_COLUMNS
 from minivllm.models.safetensors_file import write_safetensors
 from minivllm.tokenizer_files import tokenizer_from_gguf
 
@@ -44,6 +45,12 @@ _LAYER_NAMES = {
 
 SHARD_NAME = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.(gguf|safetensors)")
 """A file's name if it is one of several that make a model together."""
+
+BLOCKS_FILE = "model.blocks"
+"""Beside `model.safetensors`. Others read every `*.safetensors` of a directory, so it is none."""
+
+_IN_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+"""Formats that `numbers_of` reads; of others a cache has the floats alone."""
 
 _PREFIX = "tokenizer.ggml."
 _TOKENS = f"{_PREFIX}tokens"
@@ -110,7 +117,8 @@ def read_metadata(reader: GGUFReader) -> dict[str, Any]:
 
 
 def convert_gguf(path: Path, directory: Path) -> None:
-    """Write `path` as a Hugging Face directory: config, float32 weights, tokenizer.
+    """Write `path` as a Hugging Face directory: config, float32 weights, tokenizer. For the CPU
+    kernels it has the weights in blocks, too.
 
     Raises:
         ValueError: as `open_gguf`, or on a tokenizer or RoPE variant not supported.
@@ -127,6 +135,17 @@ def convert_gguf(path: Path, directory: Path) -> None:
     shapes = [(name, [int(n) for n in tensor.shape[::-1]]) for name, tensor in tensors]
     with (directory / "model.safetensors").open("wb") as file:
         write_safetensors(file, shapes, _dequantised(tensors, config, path.name))
+    shapes, dtypes = [], {}
+    for name, tensor in tensors:
+        if tensor.tensor_type.name in _IN_BLOCKS:
+            rows, columns = (int(n) for n in tensor.shape[::-1])
+            shapes.append((f"{name}.numbers", [rows, columns]))
+            dtypes[f"{name}.numbers"] = "I8"
+            for field in ("scale", "least"):
+                shapes.append((f"{name}.{field}", [rows, columns // BLOCK_COLUMNS]))
+    if shapes:
+        with (directory / BLOCKS_FILE).open("wb") as file:
+            write_safetensors(file, shapes, _in_blocks(tensors, config), dtypes)
 
 
 def _check_tokenizer(reader: GGUFReader, metadata: dict[str, Any]) -> None:
@@ -277,6 +296,45 @@ def _dequantised(
             array = np.ascontiguousarray(array)
             yield array.reshape(-1).view(np.uint8).data
             bar.update(array.nbytes)
+
+
+def numbers_of(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of a GGUF's blocks, [rows, bytes], as `minivllm.models.blocks.Blocks` has them.
+
+    Formats: ggml-common.h, block_q4_0 to block_q8_0. A byte has a number of a block's first half
+    and one of its second; of 5 bits the highest lie apart.
+    """
+    has_least, bits = kind.endswith("_1"), int(kind[1])
+    start = 4 if has_least else 2
+    size = start + bits * BLOCK_COLUMNS // 8
+    raw = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), -1, size)
+    scale = np.ascontiguousarray(raw[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+    least = np.zeros_like(scale)
+    if has_least:
+        least = np.ascontiguousarray(raw[..., 2:4]).view(np.float16)[..., 0].astype(np.float32)
+    if bits == 8:
+        numbers = np.ascontiguousarray(raw[..., start:]).view(np.int8)
+    else:
+        nibbles = raw[..., size - BLOCK_COLUMNS // 2 :]
+        numbers = np.concatenate((nibbles & 15, nibbles >> 4), axis=-1)
+        if bits == 5:
+            high = np.ascontiguousarray(raw[..., start : start + 4])
+            numbers |= np.unpackbits(high, axis=-1, bitorder="little") << 4
+        numbers = numbers.astype(np.int8) - np.int8(0 if has_least else 1 << (bits - 1))
+    return numbers.reshape(len(data), -1), scale, least
+
+
+def _in_blocks(
+    tensors: list[tuple[str, ReaderTensor]], config: dict[str, Any]
+) -> Iterator[memoryview]:
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, tensor in tensors:
+        if (kind := tensor.tensor_type.name) in _IN_BLOCKS:
+            part = name.split(".")[-2]
+            for array in numbers_of(tensor.data, kind):
+                if config["model_type"] == "llama" and part in heads:
+                    array = undo_rope_permutation(array, heads[part])
+                yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def undo_rope_permutation(array: np.ndarray, num_heads: int) -> np.ndarray:

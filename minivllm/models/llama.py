@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minivllm.models.attention.metadata import AttentionMetadata
 from minivllm.models.attention.selector import BACKENDS, GraphAttention, choose_backend
+from minivllm.models.blocks import blocks_of
 from minivllm.models.config import ModelConfig
 from minivllm.models.cpu_kernels import CPUKernels, can_attend, load_kernels
 from minivllm.models.memory import lazy_zeros
@@ -255,7 +256,13 @@ class LlamaModel:
 
         def matrix(names: list[tuple[str, int]], in_features: int) -> Tensor:
             weight = fuse([get(f"{name}.weight", n, in_features) for name, n in names])
-            packed = self.ops.pack(weight)
+            packed = None
+            if self.weight_dtype == torch.float32:  # rounded to another, they are others
+                blocks = blocks_of(weights, [f"{name}.weight" for name, _ in names])
+                packed = self.ops.pack_blocks(blocks) if blocks else None
+                del blocks
+            if packed is None:
+                packed = self.ops.pack(weight)
             if self.ops.pack_copies:
                 del weight
                 release(weights)  # of the file no more than a matrix lies in memory with its copy

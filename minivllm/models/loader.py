@@ -21,7 +21,7 @@ from minivllm.models.config import (
     check_not_quantised,
     quantised,
 )
-from minivllm.models.gguf_file import SHARD_NAME, check_not_a_split, convert_gguf
+from minivllm.models.gguf_file import BLOCKS_FILE, SHARD_NAME, check_not_a_split, convert_gguf
 from minivllm.models.safetensors_file import MappedTensors
 from minivllm.models.weight_cache import cached
 from minivllm.text_file import read_text
@@ -145,7 +145,10 @@ def read_weights(directory: Path) -> Mapping[str, Tensor]:
     if not index_path.is_file():
         if not (directory / "model.safetensors").is_file():
             raise ValueError(_no_weights(directory))
-        return _not_packed(MappedTensors([directory / "model.safetensors"]))
+        weights = _not_packed(MappedTensors([directory / "model.safetensors"]))
+        if (directory / BLOCKS_FILE).is_file():
+            weights.blocks = MappedTensors([directory / BLOCKS_FILE])
+        return weights
     weight_map = _read_json(directory, index_path.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index_path} has no weight_map: it does not say which file has what")

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivllm.models.blocks import Blocks
+
 
 class HeadNorms(NamedTuple):
     """Qwen3's norms of each query's and each key's head: their weights, [D]."""
@@ -29,6 +31,10 @@ class Ops:
     def pack(self, weight: Tensor) -> Tensor:
         """A matrix [out, in] in the order in which `linear` and `embed` want it: here, as it is."""
         return weight
+
+    def pack_blocks(self, blocks: Blocks) -> Tensor | None:
+        """As `pack`, of a matrix in blocks; None: it is wanted as floats."""
+        return None
 
     def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
         """The tokens' rows of `weight` [vocab_size, hidden_size], from `pack`: [T, hidden_size]."""

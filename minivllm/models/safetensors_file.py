@@ -26,6 +26,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I8": torch.int8,
     "I32": torch.int32,
     "U8": torch.uint8,
     "BOOL": torch.bool,
@@ -42,6 +43,9 @@ class MappedTensors(Mapping[str, Tensor]):
     Args:
         paths: the files; if two have a tensor of one name, the later one counts.
 
+    Attributes:
+        blocks: some of the matrices once more, in blocks (`minivllm.models.blocks`), if there are.
+
     Raises:
         ValueError: if a file is truncated, is not safetensors, or holds an unknown dtype.
     """
@@ -49,6 +53,7 @@ class MappedTensors(Mapping[str, Tensor]):
     def __init__(self, paths: Sequence[Path]) -> None:
         self._entries: dict[str, _Entry] = {}
         self._mapped: dict[Path, Tensor] = {}
+        self.blocks: MappedTensors | None = None
         for path in paths:
             self._entries |= _read_header(path)
 
@@ -72,6 +77,8 @@ class MappedTensors(Mapping[str, Tensor]):
     def unmap(self) -> None:
         """Give the files' memory back, once no tensor of them is in use any more."""
         self._mapped.clear()
+        if self.blocks is not None:
+            self.blocks.unmap()
 
 
 def release(weights: Mapping[str, Tensor]) -> None:
@@ -126,18 +133,22 @@ def write_safetensors(
     file: BinaryIO,
     shapes: Sequence[tuple[str, Sequence[int]]],
     arrays: Iterable[bytes | memoryview],
+    dtypes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write float32 tensors, in the order given: neighbours in `shapes` are neighbours on disk.
+    """Write tensors in the order given: neighbours in `shapes` are neighbours on disk.
 
     Args:
         shapes: name and shape of each tensor.
         arrays: their bytes, consumed one at a time.
+        dtypes: of tensors that are not float32, by name: one of `DTYPES`.
     """
+    dtypes = dtypes or {}
     header, offset = {}, 0
     for name, shape in shapes:
-        nbytes = prod(shape) * 4
+        dtype = dtypes.get(name, "F32")
+        nbytes = prod(shape) * DTYPES[dtype].itemsize
         header[name] = {
-            "dtype": "F32",
+            "dtype": dtype,
             "shape": list(shape),
             "data_offsets": [offset, offset + nbytes],
         }
@@ -146,6 +157,7 @@ def write_safetensors(
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
     for (name, shape), array in zip(shapes, arrays, strict=True):
-        if memoryview(array).nbytes != prod(shape) * 4:
+        dtype = dtypes.get(name, "F32")
+        if memoryview(array).nbytes != prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"tensor {name!r} does not have the announced shape {tuple(shape)}")
         file.write(array)
