@@ -14,7 +14,6 @@
 
 enum { F32 = 0, Q4_1 = 3, Q8_0 = 8 }; /* GGUF's numbers of them */
 
-
 typedef struct { uint16_t scale, least; uint8_t pairs[BLOCK / 2]; } q4_1;
 typedef struct { uint16_t scale; int8_t numbers[BLOCK]; } q8_0;
 
