@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -123,6 +124,59 @@ def test_the_pages_are_pushed_as_notebooks(tmp_path):
     ).stdout.split()  # fmt: skip
     assert "book/04-one-step-of-the-scheduler.ipynb" in listing
     assert "exercises/13_never_fits.ipynb" in listing
+
+
+# What the host's `gh` and the look at PyPI would do, in files: `gh` notes how it was called.
+STAND_INS = {
+    "gh": """#!/bin/sh
+echo "$@" >> calls
+[ "$2" = list ] && cat known
+exit 0
+""",
+    "python": """#!/bin/sh
+cp found newer.md
+""",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the hosts' steps are for a POSIX shell")
+@pytest.mark.parametrize(
+    ("found", "known", "status", "calls"),
+    [
+        ("", 0, 0, []),
+        ("# vLLM 9.9.9 is out\n\n2 changed\n", 0, 1, ["list", "create"]),
+        ("# vLLM 9.9.9 is out\n\n2 changed\n", 1, 1, ["list"]),  # said once, failed until mended
+    ],
+)
+def test_a_newer_release_makes_one_issue_and_a_failed_job(found, known, status, calls, tmp_path):
+    """The scheduled jobs' own lines, run by the shell as the hosts run it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in STAND_INS.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "found").write_text(found)
+    (tmp_path / "known").write_text(f"{known}\n")
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", command], cwd=tmp_path, env=env,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    github = steps(ROOT / ".github" / "workflows" / "upstream.yml")["newer"]
+    done = [run(command).returncode for command in github]
+    assert done == [0, 0, status]
+    asked = tmp_path / "calls"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    assert [line.split()[1] for line in lines] == calls
+    if "list" in calls:
+        assert '"vLLM 9.9.9 is out" in:title' in lines[0]
+    if "create" in calls:
+        assert lines[1] == "issue create --title vLLM 9.9.9 is out --body-file newer.md"
+    gitlab = [run(command).returncode for command in steps(GITLAB)["upstream"]]
+    assert gitlab == [0, status]
 
 
 # --- a newer vLLM ------------------------------------------------------------------------------
