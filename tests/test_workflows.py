@@ -77,6 +77,20 @@ def test_what_a_step_calls_is_there(command, tmp_path):
         assert (ROOT / test).is_file()
 
 
+def test_where_all_tests_run_none_is_skipped_for_want_of_a_package():
+    """The sweep of 10,000 runs among them: without Dask it would be skipped, without a word."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8"))["jobs"]
+    required = {"MINIVLLM_REQUIRE_BROWSER": "1", "MINIVLLM_REQUIRE_OPTIONAL": "1"}
+    lines = [step["run"] for step in jobs["all"]["steps"] if "run" in step]
+    assert required.items() <= jobs["all"]["env"].items()
+    assert lines[-1] == "make test-all"
+    assert "pip install --quiet -r .ci/requirements.txt" in "".join(lines[:-1])
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "env MINIVLLM_REQUIRE_BROWSER=1 MINIVLLM_REQUIRE_OPTIONAL=1 make test" in script
+    assert script.index("-r .ci/requirements.txt") < script.index("make test")
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["bash .ci/run"]
+
+
 def test_both_hosts_build_and_test_alike():
     github = steps(ROOT / ".github" / "workflows" / "site.yml")["build"]
     gitlab = steps(GITLAB)["pages"]
