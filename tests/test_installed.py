@@ -211,7 +211,8 @@ for name in ("torch", "plotly.graph_objects", "anywidget", "tqdm.auto", "gguf", 
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "tty"):
     sys.modules[name] = None
 for name in ("fork", "killpg", "getuid", "geteuid", "setsid", "mkfifo", "sched_getaffinity",
-             "uname", "sysconf", "getloadavg", "set_blocking", "posix_spawn", "getpgid", "O_NONBLOCK"):
+             "uname", "sysconf", "getloadavg", "set_blocking", "posix_spawn", "getpgid",
+             "O_NONBLOCK"):
     delattr(os, name) if hasattr(os, name) else None
 for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGSTOP", "setitimer", "alarm"):
     delattr(signal, name) if hasattr(signal, name) else None

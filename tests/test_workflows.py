@@ -59,7 +59,7 @@ def test_what_a_step_calls_is_there(command, tmp_path):
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    for script in re.findall(r"\.ci/\w+", command):
+    for script in re.findall(r"\.ci/\w+(?![\w.])", command):
         assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0
     for word in re.findall(r"\.ci/site (\w+)", command):
         assert re.search(rf"(?m)^    {word}\)$", (ROOT / ".ci" / "site").read_text())
@@ -75,6 +75,20 @@ def test_what_a_step_calls_is_there(command, tmp_path):
         assert done.returncode == 0, done.stderr
     for test in re.findall(r"tests/\w+\.py", command):
         assert (ROOT / test).is_file()
+
+
+def test_where_all_tests_run_none_is_skipped_for_want_of_a_package():
+    """The sweep of 10,000 runs among them: without Dask it would be skipped, without a word."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8"))["jobs"]
+    required = {"MINIVLLM_REQUIRE_BROWSER": "1", "MINIVLLM_REQUIRE_OPTIONAL": "1"}
+    lines = [step["run"] for step in jobs["all"]["steps"] if "run" in step]
+    assert required.items() <= jobs["all"]["env"].items()
+    assert lines[-1] == "make test-all"
+    assert "pip install --quiet -r .ci/requirements.txt" in "".join(lines[:-1])
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "env MINIVLLM_REQUIRE_BROWSER=1 MINIVLLM_REQUIRE_OPTIONAL=1 make test" in script
+    assert script.index("-r .ci/requirements.txt") < script.index("make test")
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["bash .ci/run"]
 
 
 def test_both_hosts_build_and_test_alike():
