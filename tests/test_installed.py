@@ -18,6 +18,7 @@ import pytest
 import minivllm
 from minivllm.__main__ import COMMANDS, find_checkout, main
 from minivllm.extras import EXTRAS, extra
+from minivllm.grading import sandbox
 from tools import release
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +184,8 @@ def test_every_command_is_told_of_in_the_same_words(capsys):
 
 
 def test_the_older_forms_are_the_same_commands():
-    for module in ("minivllm.sim", "minivllm.conformance", "minivllm.grading", "benchmarks"):
+    for module in ("minivllm.sim", "minivllm.conformance", "minivllm.grading", "minivllm.incident",
+                   "benchmarks"):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
@@ -193,6 +195,62 @@ def test_the_older_forms_are_the_same_commands():
 
 def test_the_clone_is_found_from_inside_it():
     assert find_checkout() == ROOT
+
+
+# --- where there is no POSIX ----------------------------------------------------------------------
+
+NO_POSIX = """
+import importlib, os, pkgutil, signal, sys
+import asyncio, concurrent.futures.process, multiprocessing, platform, subprocess, tempfile, uuid
+for name in ("torch", "plotly.graph_objects", "anywidget", "tqdm.auto", "gguf", "tokenizers",
+             "distributed", "pyarrow.parquet", "ipykernel.kernelbase", "nbval"):
+    try:
+        importlib.import_module(name)  # theirs are not what is tried
+    except ImportError:
+        pass
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "tty"):
+    sys.modules[name] = None
+for name in ("fork", "killpg", "getuid", "geteuid", "setsid", "mkfifo", "sched_getaffinity",
+             "uname", "sysconf", "getloadavg", "set_blocking", "posix_spawn", "getpgid",
+             "O_NONBLOCK"):
+    delattr(os, name) if hasattr(os, name) else None
+for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGSTOP", "setitimer", "alarm"):
+    delattr(signal, name) if hasattr(signal, name) else None
+from minivllm.extras import EXTRAS
+import minivllm
+foreign, tried = {"vllm", "triton"}.union(*EXTRAS.values()), 0
+for module in pkgutil.walk_packages(minivllm.__path__, "minivllm."):
+    name = module.name
+    if name.startswith("minivllm.grading.") and not name.endswith((".report", ".sandbox")):
+        continue  # some of them take the core apart when they are imported
+    try:
+        importlib.import_module(module.name)
+        tried += 1
+    except ModuleNotFoundError as error:
+        if error.name not in foreign and "pip install" not in str(error):
+            raise
+print(tried)
+"""
+
+
+def test_every_module_is_imported_where_posix_is_missing():
+    """As near to Windows as Linux comes: what only POSIX has is taken away first."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_POSIX], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) > 60
+
+
+def test_the_grader_says_where_it_cannot_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sandbox, "POSIX", False)
+    with pytest.raises(SystemExit, match="2"):
+        main(["grade", str(tmp_path)])
+    assert "needs Linux or macOS; on Windows, use WSL" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="use WSL"):
+        sandbox.run("x = 1", "x", "d01", {}, sandbox.Limits())
+    assert main(["grade", "--list"]) == 0  # what needs no process still works
 
 
 # --- the extras --------------------------------------------------------------------------------

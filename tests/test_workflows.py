@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def test_what_a_step_calls_is_there(command, tmp_path):
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    for script in re.findall(r"\.ci/\w+", command):
+    for script in re.findall(r"\.ci/\w+(?![\w.])", command):
         assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0
     for word in re.findall(r"\.ci/site (\w+)", command):
         assert re.search(rf"(?m)^    {word}\)$", (ROOT / ".ci" / "site").read_text())
@@ -74,6 +75,20 @@ def test_what_a_step_calls_is_there(command, tmp_path):
         assert done.returncode == 0, done.stderr
     for test in re.findall(r"tests/\w+\.py", command):
         assert (ROOT / test).is_file()
+
+
+def test_where_all_tests_run_none_is_skipped_for_want_of_a_package():
+    """The sweep of 10,000 runs among them: without Dask it would be skipped, without a word."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8"))["jobs"]
+    required = {"MINIVLLM_REQUIRE_BROWSER": "1", "MINIVLLM_REQUIRE_OPTIONAL": "1"}
+    lines = [step["run"] for step in jobs["all"]["steps"] if "run" in step]
+    assert required.items() <= jobs["all"]["env"].items()
+    assert lines[-1] == "make test-all"
+    assert "pip install --quiet -r .ci/requirements.txt" in "".join(lines[:-1])
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "env MINIVLLM_REQUIRE_BROWSER=1 MINIVLLM_REQUIRE_OPTIONAL=1 make test" in script
+    assert script.index("-r .ci/requirements.txt") < script.index("make test")
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["bash .ci/run"]
 
 
 def test_both_hosts_build_and_test_alike():
@@ -123,6 +138,59 @@ def test_the_pages_are_pushed_as_notebooks(tmp_path):
     ).stdout.split()  # fmt: skip
     assert "book/04-one-step-of-the-scheduler.ipynb" in listing
     assert "exercises/13_never_fits.ipynb" in listing
+
+
+# What the host's `gh` and the look at PyPI would do, in files: `gh` notes how it was called.
+STAND_INS = {
+    "gh": """#!/bin/sh
+echo "$@" >> calls
+[ "$2" = list ] && cat known
+exit 0
+""",
+    "python": """#!/bin/sh
+cp found newer.md
+""",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the hosts' steps are for a POSIX shell")
+@pytest.mark.parametrize(
+    ("found", "known", "status", "calls"),
+    [
+        ("", 0, 0, []),
+        ("# vLLM 9.9.9 is out\n\n2 changed\n", 0, 1, ["list", "create"]),
+        ("# vLLM 9.9.9 is out\n\n2 changed\n", 1, 1, ["list"]),  # said once, failed until mended
+    ],
+)
+def test_a_newer_release_makes_one_issue_and_a_failed_job(found, known, status, calls, tmp_path):
+    """The scheduled jobs' own lines, run by the shell as the hosts run it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in STAND_INS.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "found").write_text(found)
+    (tmp_path / "known").write_text(f"{known}\n")
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", command], cwd=tmp_path, env=env,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    github = steps(ROOT / ".github" / "workflows" / "upstream.yml")["newer"]
+    done = [run(command).returncode for command in github]
+    assert done == [0, 0, status]
+    asked = tmp_path / "calls"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    assert [line.split()[1] for line in lines] == calls
+    if "list" in calls:
+        assert '"vLLM 9.9.9 is out" in:title' in lines[0]
+    if "create" in calls:
+        assert lines[1] == "issue create --title vLLM 9.9.9 is out --body-file newer.md"
+    gitlab = [run(command).returncode for command in steps(GITLAB)["upstream"]]
+    assert gitlab == [0, status]
 
 
 # --- a newer vLLM ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import enum
 import inspect
 import re
 import sys
+import types
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -41,8 +42,10 @@ def listing() -> str:
 
 def described(name: str, thing: Any) -> Iterator[str]:
     """The lines of one name."""
-    if isinstance(thing, type):
-        yield f"{name}{signature(thing)}"
+    # For Python 3.10 an alias such as Callable[[int], str] is a type.
+    if isinstance(thing, type) and not isinstance(thing, types.GenericAlias):
+        # How an enumeration is called is Python's, and told otherwise by each of its releases.
+        yield f"{name}(value)" if issubclass(thing, enum.Enum) else f"{name}{signature(thing)}"
         for attribute in sorted(set(members(thing))):
             yield f"{name}.{members(thing)[attribute]}"
     elif inspect.isfunction(thing):

@@ -288,6 +288,7 @@ class Recorder:
 
         self.model_directory = model_directory
         self.hash = sha256
+        self.num_cut = 0  # runs ended before a plan of less than one token
         init_none_hash(sha256)
 
     def scheduler(self, knobs: dict[str, Any]) -> Any:
@@ -397,6 +398,7 @@ class Recorder:
             except AssertionError:  # vLLM itself gives up: so ends a plan of 0 tokens in 0.22.1
                 break
             if any(num_tokens < 1 for _, num_tokens in row["scheduled"]):
+                self.num_cut += 1
                 break  # the same with async scheduling, one step before the assertion
             if door is not None:
                 row["refused"] = refused
@@ -576,6 +578,8 @@ def main() -> int:
         f"vLLM {version}: {written} workloads, {preemptions} preemptions; "
         f"runs without end: {endless or 'none'}"
     )
+    if recorder.num_cut:
+        print(f"{recorder.num_cut} of them cut before vLLM plans less than one token, not compared")
     if args.check:
         print(f"{written - len(different)}/{written} workloads identical, {ahead} of them async")
         print("".join(f"first difference: {text}\n" for text in different[:1]), end="")

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from minivllm.grading import report
+from minivllm.grading import report, sandbox
 from minivllm.grading.judge import ROOT
 from minivllm.grading.notebook import Settings
 from minivllm.grading.runner import Course, grade
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m minivllm.grading"
         return 0
     if not options.dirs:
         parser.error("which DIR?")
+    if not sandbox.POSIX:
+        parser.error(sandbox.NEEDS_POSIX)
     course = Course(options.course)
     settings = Settings(cell_seconds=options.cell_timeout, memory=options.memory << 20)
     try:

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_RESULT = 16_000_000  # bytes of JSON that a driver may return
 MAX_OUTPUT = 1_000_000  # bytes that the student's code may print before it is ended
 
+POSIX = os.name == "posix"
+NEEDS_POSIX = (
+    "code answers run in a process with limits, which needs Linux or macOS; on Windows, use WSL"
+)
+
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from minivllm.grading.child import main; sys.path.pop(0); main(int(sys.argv[2]))"
@@ -122,6 +127,8 @@ def _words_for(status: int | str, limits: Limits) -> str:
 def _exchange(question: bytes, limits: Limits) -> tuple[int | str, Any, bytes]:
     """Start the child, give it `question`; its exit status or what it broke, its result, its
     output."""
+    if not POSIX:
+        raise RuntimeError(NEEDS_POSIX)
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", BOOT, str(ROOT), str(writer)],
@@ -189,7 +196,8 @@ def _exchange(question: bytes, limits: Limits) -> tuple[int | str, Any, bytes]:
 
 def end_group(process: subprocess.Popen[Any]) -> None:
     """Kill `process` and all that it started in its session, and close its pipes."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    # Windows has no such groups; there the process alone is killed.
+    with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.poll() is None:
         process.kill()
