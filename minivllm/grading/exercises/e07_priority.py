@@ -84,7 +84,7 @@ RULES: tuple[tuple[Callable[[list[Row]], str], str], ...] = (
     ),
     (
         lambda rows: max(rows, key=lambda r: (-r["priority"], r["arrival_time"]))["id"],
-        "It takes a low number for an unimportant request. A lower number runs first.",
+        "It takes a low number for a request that is less urgent. A lower number runs first.",
     ),
     (
         lambda rows: max(rows, key=lambda r: r["priority"])["id"],
@@ -524,7 +524,7 @@ MUTANTS: tuple[tuple[Callable[[SchedulerConfig], Scheduler], str], ...] = (
     (variant(victim=_latest_arrival), "gives up the latest arrival, whatever its priority"),
     (
         variant(victim=_least_urgent_oldest),
-        "gives up, of two that are equally unimportant, the one that arrived first",
+        "gives up, of two that are equally little urgent, the one that arrived first",
     ),
     (
         variant(_Fronted),
