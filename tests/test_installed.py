@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import datetime
+import gzip
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -305,6 +308,36 @@ def test_a_release_writes_the_version_and_the_changelog(source, tmp_path):
     with pytest.raises(release.ReleaseError, match="three numbers"):
         release.prepare(copy, "7.2", datetime.date(2031, 2, 4))
     assert (copy / "CHANGELOG.md").read_text(encoding="utf-8") == after
+
+
+def test_a_release_has_the_corpus_beside_it(tmp_path):
+    """Whole, the same bytes each time, and none of what we decide otherwise."""
+    data = tmp_path / "tests" / "data"
+    data.mkdir(parents=True)
+    with pytest.raises(release.ReleaseError, match="no recordings"):
+        release.build_corpus(tmp_path, tmp_path / "dist", "7.1.0")
+    given = min(
+        (ROOT / "tests" / "data").glob("vllm-*.jsonl.gz"), key=lambda path: path.stat().st_size
+    )
+    shutil.copy(given, data)
+    made = [release.build_corpus(tmp_path, tmp_path / out, "7.1.0") for out in ("a", "b")]
+    assert made[0].name == "vllm-decisions-7.1.0.zip"
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with zipfile.ZipFile(made[0]) as archive:
+        manifest = json.loads(archive.read("vllm-decisions-7.1.0/manifest.json"))
+        names = {Path(name).name for name in archive.namelist()}
+        for name, row in manifest["files"].items():
+            stored = archive.read(f"vllm-decisions-7.1.0/{name}")
+            assert hashlib.sha256(stored).hexdigest() == row["sha256"]
+            assert row["workloads"] == len(gzip.decompress(stored).splitlines()) > 0
+    assert names == {*manifest["files"], "manifest.json", "README.md", "trace.schema.json"}
+    workloads = [json.loads(line) for line in gzip.decompress(given.read_bytes()).splitlines()]
+    workloads[0]["steps"][0]["preempted"] = ["nobody"]
+    text = "".join(json.dumps(workload) + "\n" for workload in workloads)
+    (data / given.name).write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(release.ReleaseError, match="workload 1: "):
+        release.build_corpus(tmp_path, tmp_path / "c", "7.1.0")
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_stranger_in_a_wheel_is_named(tmp_path):

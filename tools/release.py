@@ -1,4 +1,5 @@
-"""Makes a release: the version, the changelog's heading, then the wheel and the sdist in dist/.
+"""Makes a release: the version, the changelog's heading, then in dist/ the wheel, the sdist and the
+corpus of vLLM's recorded decisions.
 
     python tools/release.py 0.2.0         changes the two files, builds, checks, says what is next
     python tools/release.py --build       builds and checks what is there, changes nothing
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,31 @@ def build(root: Path, out: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
+def build_corpus(root: Path, out: Path, version: str) -> Path:
+    """vLLM's recorded decisions as one file to attach to the release: the same recordings give the
+    same bytes.
+
+    Raises:
+        ReleaseError: if minivllm decides one of them otherwise, or there are none.
+    """
+    path = out / f"vllm-decisions-{version}.zip"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / path.stem
+        data = root / "tests" / "data"
+        paths = sorted(map(str, data.glob("vllm-*.jsonl.*")))
+        if not paths:
+            raise ReleaseError(f"no recordings in {data}: there is no corpus without")
+        _run(sys.executable, "-m", "minivllm.conformance", "corpus", "--out", str(folder), *paths)
+        out.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(folder.iterdir()):
+                # Another time of day is no other corpus.
+                member = zipfile.ZipInfo(f"{path.stem}/{file.name}")
+                member.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(member, file.read_bytes())
+    return path
+
+
 def contents(path: Path) -> list[str]:
     """The files in a wheel, or in an sdist below its own folder."""
     if path.suffix == ".whl":
@@ -118,15 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.version:
             prepare(ROOT, options.version, datetime.date.today())
         wheel, sdist = build(ROOT, ROOT / "dist")
+        corpus = build_corpus(ROOT, ROOT / "dist", wheel.name.split("-")[1])
     except ReleaseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{wheel}\n{sdist}")
+    print(f"{wheel}\n{sdist}\n{corpus}")
     if options.version:
         print(
             f"\nNext, after a look at `git diff`:\n"
             f"    git commit -am 'Release {options.version}' && git tag v{options.version}\n"
-            f"    python -m twine upload {wheel} {sdist}"
+            f"    python -m twine upload {wheel} {sdist}\n"
+            f"and attach {corpus.name} to the tag's page: others check their schedulers against it"
         )
     return 0
 
