@@ -6,13 +6,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import wasm_host
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from serving import build, smollm2_prompts, token_ids
 
 from minivllm import LLM, SamplingParams
 from minivllm.executor import wasm_executor
+from minivllm.models.config import SMALL_MODEL
 from minivllm.models.loader import DEFAULT_MODEL
+from tools.live_model import bytes_in_memory
 
 PROMPTS = [[(7 * i + j * j) % 900 + 3 for j in range(1 + i * 9 % 61)] for i in range(24)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
@@ -125,6 +130,58 @@ def test_logits_do_not_depend_on_the_batch_by_a_single_bit() -> None:
     assert len(together) == len(PROMPTS)
     for index in (0, 5, 17):
         assert logits_of(here(), [PROMPTS[index]])["0"] == together[str(index)]
+
+
+class Rewritten(wasm_host.FileOnDisk):
+    """The small model with its matrices in a format of blocks, or as the floats that these are."""
+
+    def __init__(self, kind: GGMLQuantizationType, as_floats: bool) -> None:
+        super().__init__(SMALL_MODEL)
+        data = bytearray(self.data)
+        for tensor in self.contents["tensors"].values():
+            if len(tensor["shape"]) == 2:
+                bytes_ = np.frombuffer(self.part(tensor["offset"], tensor["size"]), np.uint8)
+                rows = bytes_.reshape(tensor["shape"][0], -1)
+                floats = dequantize(rows, GGMLQuantizationType(tensor["kind"]))
+                blocks = quantize(floats, kind)
+                made = (dequantize(blocks, kind) if as_floats else blocks).tobytes()
+                place = {"offset": len(data), "size": len(made)}
+                tensor |= {"kind": 0 if as_floats else int(kind), **place}
+                data += made
+        self.data = bytes(data)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0])
+def test_weights_that_stay_blocks_give_the_logits_of_their_floats_to_the_bit(
+    kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for as_floats in (False, True):
+        file = Rewritten(kind, as_floats)
+        machine = wasm_host.WasmtimeMachine()
+        monkeypatch.setattr(wasm_executor, "open_model", lambda _, f=file, m=machine: (m, f))
+        llm = LLM(f"{kind.name}, floats: {as_floats}", device="wasm", max_model_len=128)
+        found[as_floats] = logits_of(llm, [[token % 512 for token in ids] for ids in PROMPTS])
+    assert found[False] == found[True]
+    assert len({tuple(row) for row in found[True].values()}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("name", [SMALL_MODEL, "tiny-random"])
+def test_a_page_knows_how_much_memory_a_model_will_take(name: str) -> None:
+    machine, file = wasm_host.open_here(name)
+    for tensor in file.contents["tensors"].values():
+        if len(tensor["shape"]) == 2:
+            size = machine.call("matrix_bytes", tensor["kind"], *tensor["shape"])
+            assert bytes_in_memory(tensor) == size
+
+
+def test_a_model_of_floats_and_of_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Rewritten(GGMLQuantizationType.Q4_1, as_floats=False)
+    file.contents["tensors"]["model.embed_tokens.weight"]["kind"] = 0
+    opened = (wasm_host.WasmtimeMachine(), file)
+    monkeypatch.setattr(wasm_executor, "open_model", lambda _: opened)
+    with pytest.raises(ValueError, match=f"{SMALL_MODEL}: .* all of floats or all of blocks"):
+        LLM("of both", device="wasm")
 
 
 def test_memory_comes_back_when_an_engine_goes() -> None:

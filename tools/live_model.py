@@ -47,7 +47,7 @@ MODELS = {DEFAULT_MODEL: "smollm2-135m", SMALL_MODEL: SMALL_MODEL, "tiny-random"
 """What a page can load, by the name that `LLM` takes, and the files' name."""
 CHOICES = {DEFAULT_MODEL: "SmolLM2-135M", SMALL_MODEL: SMALL_MODEL}
 """What a reader chooses from, and what the page calls it."""
-_F32 = 0
+_F32, BLOCK_COLUMNS = 0, 32
 
 
 def why_no_model() -> str:
@@ -168,6 +168,12 @@ def write_model(name: str, folder: Path) -> None:
     (folder / f"{MODELS[name]}.json").write_text(text, encoding="utf-8")
 
 
+def bytes_in_memory(tensor: dict[str, Any]) -> int:
+    """Of a tensor of the table of contents: four a number; of blocks one, and eight a block."""
+    count = prod(tensor["shape"])
+    return 4 * count if tensor["kind"] == _F32 else count + 8 * count // BLOCK_COLUMNS
+
+
 def _blocks_of_gguf(path: Path) -> Iterator[Tensor]:
     """A GGUF's tensors in its own blocks, rows of Q and K in our order."""
     from minivllm.models.gguf_file import open_gguf, tensors_of, undo_rope_permutation
@@ -209,11 +215,10 @@ def write_live_model(folder: Path) -> dict[str, Any]:
         if made != folder and not (old.exists() and old.read_bytes() == text):
             shutil.copyfile(made / f"{file}.bin", folder / f"{file}.bin")
             shutil.copyfile(made / f"{file}.json", old)
-        shapes = [tensor["shape"] for tensor in contents["tensors"].values()]
         models[name] = {
             "contents": f"{file}.json?v={digest[:8]}",
             "size": contents["size"],
-            "unpacked": sum(4 * prod(shape) for shape in shapes),
+            "unpacked": sum(map(bytes_in_memory, contents["tensors"].values())),
         }
     version = hashlib.sha256(kernels).hexdigest()[:8]
     choices = {"choices": CHOICES, "default": DEFAULT_MODEL, "small": SMALL_MODEL}

@@ -43,6 +43,8 @@ _GROUPS = {
 """The matrices that lie together in memory, by their names in the file."""
 _LAYER = ("input_layernorm", "qkv", "o", "post_attention_layernorm", "gate_up", "down")
 """Of each layer, as `layer_weights` in `cpu_kernels.c` has them."""
+_FLOATS, _BYTES = 0, 2
+"""Of matrices, as `kind` in `cpu_kernels.c` has them."""
 
 
 class Machine(Protocol):
@@ -150,17 +152,24 @@ class WasmModel:
         ]
         self.frequencies = array("f", contents["rope_frequencies"])
         tensors = contents["tensors"]
+        matrices = [tensor for tensor in tensors.values() if len(tensor["shape"]) == 2]
+        kinds = {_BYTES if tensor["kind"] else _FLOATS for tensor in matrices}
+        if len(kinds) != 1 or any(t["shape"][0] % machine.call("panel_rows") for t in matrices):
+            raise ValueError(
+                f"{contents['name']}: the page's kernels take matrices that are all of floats or "
+                f"all of blocks, with a multiple of {machine.call('panel_rows')} rows"
+            )
+        (self.kind,) = kinds
         self._kept: list[Memory] = []
 
         def matrix(*names: str) -> int:
-            rows = sum(tensors[name]["shape"][0] for name in names)
-            width = tensors[names[0]]["shape"][1]
-            room = Memory(machine, 4 * rows * width, "the weights")
+            sizes = [self._size(tensors[name]) for name in names]
+            room = Memory(machine, sum(sizes), "the weights")
             self._kept.append(room)
             address = room.address
-            for name in names:
+            for name, size in zip(names, sizes, strict=True):
                 self._load(file, tensors[name], address)
-                address += 4 * tensors[name]["shape"][0] * width
+                address += size
             return room.address
 
         def vector(name: str) -> int:
@@ -183,13 +192,16 @@ class WasmModel:
                     addresses.append(vector(f"{prefix}{name}.weight"))
         self.layers = Memory.of(machine, struct.pack(f"<{len(addresses)}I", *addresses))
 
+    def _size(self, tensor: Mapping[str, Any]) -> int:
+        """Of a matrix in the machine's memory, in bytes."""
+        size: int = self.machine.call("matrix_bytes", tensor["kind"], *tensor["shape"])
+        return size
+
     def _load(self, file: ModelFile, tensor: Mapping[str, Any], address: int) -> None:
-        rows, width = tensor["shape"]
         staged = Memory(self.machine, tensor["size"], "the weights")
         file.stage(self.machine, staged.address, tensor["offset"], tensor["size"])
-        args = (address, staged.address, tensor["kind"], rows, width)
-        if rows % self.machine.call("panel_rows") or not self.machine.call("unpack_matrix", *args):
-            raise MemoryError(f"no memory to unpack a matrix of {rows} by {width}")
+        args = (address, staged.address, tensor["kind"], *tensor["shape"])
+        self.machine.call("unpack_matrix", *args)
 
     def tokenizer(self) -> Tokenizer:
         """Made when somebody first has a text: it is large."""
@@ -263,11 +275,12 @@ class WasmRunner:
             "rope_table", cos, sin, frequencies.address, config.max_model_len, shape.head_dim
         )
         about = struct.pack(
-            "<8i2f6I",
+            "<8i2fi6I",
             *(shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size),
             *(shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim),
             *(shape.vocab_size, config.block_size, shape.rms_norm_eps, shape.head_dim**-0.5),
-            *(model.embed, model.norm, model.lm_head, cos, sin, model.layers.address),
+            *(model.kind, model.embed, model.norm, model.lm_head),
+            *(cos, sin, model.layers.address),
         )
         self._model = Memory.of(machine, about)
 

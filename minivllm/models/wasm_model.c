@@ -1,12 +1,10 @@
 /* A whole model for a page: the operators of `cpu_kernels.c`, and around them what PyTorch does elsewhere:
  * weights out of a GGUF's blocks, the embedding, the logits, and picking tokens from them.
  *
- * Compiled to WebAssembly by `tools/wasm_model.py`; `minivllm/executor/wasm_executor.py` calls it. Addresses
+ * Compiled to WebAssembly by `tools/live_model.py`; `minivllm/executor/wasm_executor.py` calls it. Addresses
  * and sizes of exported functions are 32 bits wide, which JavaScript has as plain numbers.
  */
 #include "cpu_kernels.c"
-
-#include <stdlib.h>
 
 #define EXPORT(name) __attribute__((export_name(name)))
 
@@ -24,38 +22,33 @@ static float from_half(uint16_t half) {
     return half >> 15 ? -as.number : as.number;
 }
 
-/* A row of weights as floats; where the next row begins. */
-static const void *unpack_row(float *to, const void *from, int kind, int width) {
-    if (kind == F32) {
-        memcpy(to, from, width * sizeof(float));
-        return (const float *)from + width;
-    }
+/* A block of a file becomes output `o` of a panel's block; where the next one begins. */
+static const void *unpack_block(byte_block *to, int o, const void *from, int kind) {
     const q4_1 *nibbles = from;
     const q8_0 *bytes = from;
-    for (int block = 0; block < width / BLOCK; block++, to += BLOCK)
-        if (kind == Q4_1) {
-            float scale = from_half(nibbles[block].scale), least = from_half(nibbles[block].least);
-            for (int i = 0; i < BLOCK / 2; i++) {
-                to[i] = scale * (nibbles[block].pairs[i] & 15) + least;
-                to[i + BLOCK / 2] = scale * (nibbles[block].pairs[i] >> 4) + least;
-            }
-        } else {
-            float scale = from_half(bytes[block].scale);
-            for (int i = 0; i < BLOCK; i++) to[i] = scale * bytes[block].numbers[i];
-        }
-    return kind == Q4_1 ? (const void *)(nibbles + width / BLOCK) : (const void *)(bytes + width / BLOCK);
+    int8_t numbers[BLOCK];
+    if (kind == Q4_1)
+        for (int i = 0; i < BLOCK / 2; i++)
+            numbers[i] = nibbles->pairs[i] & 15, numbers[i + BLOCK / 2] = nibbles->pairs[i] >> 4;
+    else memcpy(numbers, bytes->numbers, BLOCK);
+    to->scale[o] = from_half(nibbles->scale); /* a q8_0 begins with it too */
+    to->least[o] = kind == Q4_1 ? from_half(nibbles->least) : 0;
+    for (int four = 0; four < BLOCK / 4; four++) memcpy(&to->numbers[four][o], numbers + 4 * four, 4);
+    return kind == Q4_1 ? (const void *)(nibbles + 1) : (const void *)(bytes + 1);
 }
 
-/* A matrix [rows, width] from a file's blocks into the panels that `linear` reads; 0 without memory. */
-EXPORT("unpack_matrix") int unpack_matrix(float *packed, const void *from, int kind, int rows, int width) {
-    float *panel = malloc(PANEL * width * sizeof(float));
-    if (!panel) return 0;
-    for (int row = 0; row < rows; row += PANEL, packed += PANEL * width) {
-        for (int r = 0; r < PANEL; r++) from = unpack_row(panel + r * width, from, kind, width);
-        pack(packed, panel, PANEL, width, 1);
-    }
-    free(panel);
-    return 1;
+/* A matrix [rows, width] of a file in the order in which the products read it. */
+EXPORT("unpack_matrix") void unpack_matrix(void *packed, const void *from, int kind, int rows, int width) {
+    if (kind == F32) pack(packed, from, rows, width, 1);
+    else
+        for (int row = 0, blocks = width / BLOCK; row < rows; row++)
+            for (int block = 0; block < blocks; block++)
+                from = unpack_block((byte_block *)packed + row / PANEL * blocks + block, row % PANEL, from, kind);
+}
+
+/* How many bytes that is. */
+EXPORT("matrix_bytes") int matrix_bytes(int kind, int rows, int width) {
+    return kind == F32 ? rows * width * sizeof(float) : rows / PANEL * (width / BLOCK) * sizeof(byte_block);
 }
 
 EXPORT("panel_rows") int panel_rows(void) { return PANEL; }
@@ -77,10 +70,23 @@ void rope_table(float *cosines, float *sines, const float *frequencies, int posi
 typedef struct {
     int num_layers, hidden_size, inner, num_heads, num_kv_heads, dim, vocab_size, block_size;
     float eps, scale;
-    const float *embed, *norm, *lm_head; /* matrices in panels */
+    kind of;               /* all matrices */
+    const float *embed, *norm, *lm_head;
     const float *cos, *sin;              /* [positions, dim], as `rotate_and_store` has them */
     const layer_weights *layers;
 } model;
+
+/* A token's row of the embedding. */
+static void embed(float *hidden, const model *m, int token_id) {
+    int o = token_id % PANEL, panel = token_id / PANEL;
+    for (int i = 0; i < m->hidden_size; i++)
+        if (m->of == FLOATS) hidden[i] = m->embed[panel * PANEL * m->hidden_size + i * PANEL + o];
+        else {
+            const byte_block *block = (const byte_block *)m->embed + (panel * m->hidden_size + i) / BLOCK;
+            int number = ((const int8_t *)&block->numbers[i % BLOCK / 4][o])[i % 4];
+            hidden[i] = block->scale[o] * number + block->least[o];
+        }
+}
 
 /* One step of `rows` tokens, whoever they belong to, into hidden [rows, hidden_size]; 0 without memory.
  * owners, positions, slots and block_tables are `paged_attention`'s. */
@@ -91,13 +97,9 @@ int forward(float *hidden, const model *m, float *kv_cache, int num_blocks, cons
     int width = m->hidden_size + (m->num_heads + 2 * m->num_kv_heads) * m->dim + 2 * m->inner;
     float *scratch = malloc((size_t)rows * width * sizeof(float));
     if (!scratch) return 0;
-    for (int row = 0; row < rows; row++)
-        for (int i = 0; i < m->hidden_size; i++) {
-            const float *panel = m->embed + token_ids[row] / PANEL * PANEL * m->hidden_size;
-            hidden[row * m->hidden_size + i] = panel[i * PANEL + token_ids[row] % PANEL];
-        }
+    for (int row = 0; row < rows; row++) embed(hidden + row * m->hidden_size, m, token_ids[row]);
     int64_t half = (int64_t)num_blocks * m->block_size * m->num_kv_heads * m->dim;
-    decode(hidden, m->layers, m->num_layers, 0, scratch, kv_cache, half, m->cos, m->sin, positions, slots,
+    decode(hidden, m->layers, m->num_layers, m->of, scratch, kv_cache, half, m->cos, m->sin, positions, slots,
            owners, block_tables, table_width, rows, m->hidden_size, m->inner, m->num_heads,
            m->num_kv_heads, m->dim, m->block_size, m->eps, m->scale, 1);
     free(scratch);
@@ -112,7 +114,8 @@ int compute_logits(float *logits, const model *m, const float *hidden, const int
     for (int i = 0; i < count; i++)
         rms_norm(normed + i * m->hidden_size, hidden + rows[i] * m->hidden_size, m->norm, 1,
                  m->hidden_size, m->eps, 1);
-    linear(logits, normed, m->hidden_size, m->lm_head, count, m->vocab_size, m->hidden_size, 0, 1);
+    (m->of == BYTES ? linear_bytes : linear)(logits, normed, m->hidden_size, m->lm_head, count, m->vocab_size,
+                                             m->hidden_size, 0, 1);
     free(normed);
     return 1;
 }
