@@ -28,7 +28,6 @@ SHAPES = {
 output, of gate and up together, of down."""
 ROWS = (1, 8, 32, 128, 512, 1024)
 """Tokens in a step."""
-PRECISIONS = ("float32", "bfloat16")
 LEAST_SECONDS = 0.05
 """Of a measurement: shorter ones are noise."""
 
@@ -46,7 +45,7 @@ def rates(
 
     found = []
     for shape in shapes:
-        for precision in PRECISIONS:
+        for precision in precisions():
             layer = Layer(shape, getattr(torch, precision))
             for number in rows:
                 ours, theirs = layer.with_rows(number)
@@ -63,6 +62,14 @@ def rates(
                     "ratio": statistics.median(other / mine for mine, other in pairs),
                 })  # fmt: skip
     return found
+
+
+def precisions() -> tuple[str, ...]:
+    """Those that oneDNN multiplies in here: bfloat16 asks for AVX-512 or AVX-NE-CONVERT."""
+    import torch
+
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ("float32", "bfloat16") if has_bfloat16 else ("float32",)
 
 
 class Layer:
