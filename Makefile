@@ -67,7 +67,7 @@ solutions: $(VENV)/.stamp-requirements ## Run the solutions, in place
 
 serve: book ## Build the site and serve it on http://localhost:8000
 	@printf 'Serving on http://localhost:%s (Ctrl-C stops it)\n' $(PORT)
-	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+	@$(BIN)/python tools/serve.py $(PORT)
 
 live: book ## Build the site and serve it with a Jupyter server for the cells that need PyTorch
 	@$(ENV) $(BIN)/python tools/live.py $(PORT) $(LIVE_ARGS)

@@ -17,6 +17,7 @@ from minivllm.stepper import SCENARIOS, Scenario
 from minivllm.stepper.embed import entry_of, stepper_html
 from minivllm.stepper.modules import STATIC, source
 from tools.npm_package import NpmPackage, get_package
+from tools.serve import SiteHandler
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
@@ -100,10 +101,15 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class IsolatingHandler(QuietHandler, SiteHandler):
+    """As `make serve` and `make live` have it."""
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, *, isolated: bool = False) -> Iterator[str]:
     """A server on localhost; its address, with a slash at its end."""
-    handler = functools.partial(QuietHandler, directory=str(folder))
+    kind = IsolatingHandler if isolated else QuietHandler
+    handler = functools.partial(kind, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"

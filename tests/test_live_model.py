@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 outputs = llm.generate(prompts, greedy, use_tqdm=False)
 print([[o.outputs[0].token_ids for o in outputs], llm.llm_engine.scheduler.stats.num_preemptions])
 """
+THREADS = "print(llm.llm_engine.runner.machine.call('num_threads'))"
+"""After `TINY`."""
 CHAT = f"""\
 import time
 from minivllm import LLM, SamplingParams
@@ -74,7 +77,7 @@ def page_of(*cells: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site of one page."""
     from minivllm_stepper import write_assets
 
@@ -82,12 +85,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(why)
     folder: Path = tmp_path_factory.mktemp("site")
     write_assets(folder / "_static")
-    (folder / "cells.html").write_text(page_of(TINY, CHAT), encoding="utf-8")
+    (folder / "cells.html").write_text(page_of(TINY, CHAT, THREADS), encoding="utf-8")
     cells = [
         {"type": "code", "source": code, "tags": [], "needs": "", "setup": ""}
-        for code in (TINY, CHAT)
+        for code in (TINY, CHAT, THREADS)
     ]
     (folder / "cells.json").write_text(json.dumps({"cells": cells, "metadata": {}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """The page's."""
     with serving(folder) as url:
         yield f"{url}cells.html"
 
@@ -95,6 +104,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def cells(browser: Browser, address: str) -> Iterator[Page]:
     """The page, in a browser that has kept nothing."""
+    with opened(browser, address) as page:
+        yield page
+
+
+@pytest.fixture
+def isolated(browser: Browser, folder: Path) -> Iterator[Page]:
+    """The same, where a page may have threads."""
+    with serving(folder, isolated=True) as url, opened(browser, f"{url}cells.html") as page:
+        assert page.evaluate("() => window.crossOriginIsolated")
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, address: str) -> Iterator[Page]:
+    """A page of cells."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(address)
@@ -147,12 +171,90 @@ def test_faults_get_a_sentence_and_then_an_engine_says_what_the_desktops_says(ce
         cells.route(file, fault)
         assert words in run(cells, 0)
         cells.unroute(file)
-    tokens, preemptions = json.loads(run(cells, 0))
+    check_tokens(run(cells, 0))
+    assert int(run(cells, 2)) == 1
+
+
+def check_tokens(shown: str) -> None:
+    """What `TINY` shows is what the desktop's engine says."""
+    tokens, preemptions = json.loads(shown)
     llm = build(max_model_len=128)
     prompts = [[(7 * i + j) % 900 + 3 for j in range(20 + i)] for i in range(4)]
     greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     assert tokens == token_ids(llm, [{"prompt_token_ids": ids} for ids in prompts], greedy)
     assert preemptions > 0
+
+
+BROKEN = {
+    "as it is": ("", True),
+    "no Worker in a Worker": ("delete self.Worker;", False),
+    "a Worker that fails": (
+        "const Real = Worker; self.Worker = class extends Real {"
+        " constructor() { super(URL.createObjectURL(new Blob(['throw Error()']))); } };",
+        False,
+    ),
+    "a Worker that says nothing": (
+        "const Real = Worker; self.Worker = class extends Real {"
+        " constructor() { super(URL.createObjectURL(new Blob(['']))); } };",
+        False,
+    ),
+    "no shared memory": (
+        "WebAssembly.Memory = new Proxy(WebAssembly.Memory, { construct(Real, [about]) {"
+        " if (about.shared) throw RangeError(); return new Real(about); } });",
+        False,
+    ),
+    "another program": (
+        "const real = WebAssembly.instantiate; WebAssembly.instantiate = (bytes, imports) => imports"
+        "?.env?.memory ? Promise.reject(new WebAssembly.CompileError()) : real(bytes, imports);",
+        False,
+    ),
+}
+"""Code before the worker's that breaks its threads, and whether there are some."""
+
+
+@pytest.mark.parametrize("state", few(BROKEN, ("as it is", "a Worker that fails")))
+def test_an_isolated_page_has_threads_or_else_one_and_the_same_tokens(
+    isolated: Page, state: str
+) -> None:
+    code, has_threads = BROKEN[state]
+
+    def begin_with(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=code + response.text())
+
+    said: list[str] = []
+    isolated.on("console", lambda message: said.append(message.text))
+    isolated.route(WORKER, begin_with)
+    check_tokens(run(isolated, 0))
+    cores = isolated.evaluate("() => navigator.hardwareConcurrency")
+    assert int(run(isolated, 2)) == (min(cores, 4) if has_threads else 1)
+    assert said == []
+    assert isolated.locator(".mv-code-note").count() == 0
+
+
+def test_restarting_ends_the_threads(isolated: Page) -> None:
+    run(isolated, 0)
+    threads = int(run(isolated, 2))
+    assert len(isolated.workers) == threads  # the first one runs Python
+    isolated.evaluate("() => window.minivllmPython.kill('restarted')")
+    for _ in range(100):
+        if not isolated.workers:
+            break
+        isolated.wait_for_timeout(100)
+    assert not isolated.workers
+    check_tokens(run(isolated, 0))
+    assert len(isolated.workers) == threads
+
+
+def test_a_model_that_does_not_load_leaves_no_threads(isolated: Page) -> None:
+    file = f"**/{MODELS['tiny-random']}.bin*"
+    isolated.route(file, cut)
+    for _ in range(3):
+        assert "Loading tiny-random stopped" in run(isolated, 0)
+    isolated.unroute(file)
+    check_tokens(run(isolated, 0))
+    isolated.wait_for_timeout(3000)  # for those that are ending
+    assert len(isolated.workers) == int(run(isolated, 2))
 
 
 WORKER = "**/_static/stepper/worker.js*"

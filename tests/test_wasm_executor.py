@@ -132,6 +132,21 @@ def test_logits_do_not_depend_on_the_batch_by_a_single_bit() -> None:
         assert logits_of(here(), [PROMPTS[index]])["0"] == together[str(index)]
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_logits_do_not_depend_on_the_number_of_threads_by_a_single_bit(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bits(prompts: list[list[int]]) -> list[bytes]:
+        return [row.tobytes() for row in logits_of(here(), prompts).values()]
+
+    alone = [bits(PROMPTS), bits(PROMPTS[5:6]), run(here())]
+    _, file = wasm_host.open_here("tiny-random")
+    with wasm_host.NodeMachine(num_threads) as machine:
+        monkeypatch.setattr(wasm_executor, "open_model", lambda _: (machine, file))
+        monkeypatch.setattr(wasm_executor, "_models", {})
+        assert [bits(PROMPTS), bits(PROMPTS[5:6]), run(here())] == alone
+
+
 class Rewritten(wasm_host.FileOnDisk):
     """The small model with its matrices in a format of blocks, or as the floats that these are."""
 

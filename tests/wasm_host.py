@@ -1,9 +1,13 @@
-"""Holds the page's kernels as JavaScript does in a page, but with wasmtime: for the tests."""
+"""Holds the page's kernels as JavaScript does in a page, but with wasmtime, or in Node.js where they
+have threads: for the tests."""
 
 from __future__ import annotations
 
 import functools
 import json
+import shutil
+import struct
+import subprocess
 import tempfile
 from array import array
 from pathlib import Path
@@ -11,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from tools.live_model import MODELS, compile_kernels, model_folder
+from tools.live_model import (
+    INITIAL_PAGES,
+    MAX_PAGES,
+    MODELS,
+    compile_kernels,
+    model_folder,
+)
+
+HOST = Path(__file__).with_name("wasm_threads_host.mjs")
 
 
 class WasmtimeMachine:
@@ -38,6 +50,53 @@ class WasmtimeMachine:
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self.memory.read(self.store, address, address + size))
+
+
+class NodeMachine:
+    """As `Machine`, of the module with threads."""
+
+    def __init__(self, num_threads: int) -> None:
+        if (node := shutil.which("node")) is None:
+            pytest.skip("no Node.js")
+        pytest.importorskip("ziglang")
+        with tempfile.NamedTemporaryFile(suffix=".wasm") as file:
+            file.write(compile_kernels(with_threads=True))
+            file.flush()
+            numbers = map(str, (num_threads, INITIAL_PAGES, MAX_PAGES))
+            self.process = subprocess.Popen(
+                [node, str(HOST), file.name, *numbers],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert self.call("num_threads") == num_threads
+
+    def _ask(self, message: list[Any], data: bytes, size: int) -> bytes:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        text = json.dumps(message).encode()
+        self.process.stdin.write(struct.pack("<I", len(text)) + text + data)
+        self.process.stdin.flush()
+        answer: bytes = self.process.stdout.read(size)
+        assert len(answer) == size, "Node.js ended"
+        return answer
+
+    def call(self, name: str, *args: float) -> Any:
+        (number,) = struct.unpack("<d", self._ask([name, *args], b"", 8))
+        return int(number)  # no function gives anything else
+
+    def write(self, address: int, data: bytes | array[Any]) -> None:
+        flat = bytes(memoryview(data).cast("B"))
+        self._ask(["write", address, len(flat)], flat, 0)
+
+    def read(self, address: int, size: int) -> bytes:
+        return self._ask(["read", address, size], b"", size)
+
+    def __enter__(self) -> NodeMachine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 class FileOnDisk:

@@ -46,8 +46,7 @@ def serve() -> int:
     """Run both; if one ends or a signal comes, end both. Returns the exit status."""
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
     commands = [
-        ["-m", "http.server", BOOK_PORT, "--bind", HOST, "--directory",
-         str(ROOT / "_build" / "html")],
+        [str(ROOT / "tools" / "serve.py"), BOOK_PORT, HOST],
         ["-m", "jupyterlab", "--no-browser", f"--ip={HOST}", f"--port={LAB_PORT}",
          "--ServerApp.port_retries=0", f"--ServerApp.root_dir={ROOT}",
          f"--IdentityProvider.token={token}",

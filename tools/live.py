@@ -24,8 +24,11 @@ from jupyter_server.serverapp import ServerApp
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-SITE = ROOT / "_build" / "html"
-HOST = "127.0.0.1"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tools.serve import HOST, SITE, SiteHandler  # noqa: E402
+
 FIRST_PAGE = "book/index.html"
 CLIENT = "_static/jupyter/services.js"
 """What a page needs to talk to the server (book/_ext/minivllm_stepper.py writes it)."""
@@ -54,7 +57,7 @@ class KernelServer(ServerApp):
         """Read none."""
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(SiteHandler):
     """Serves files without a line for each request."""
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -29,7 +29,10 @@ if str(ROOT) not in sys.path:
 from minivllm.models.config import DEFAULT_MODEL, SMALL_MODEL  # noqa: E402
 from tools.npm_package import cache_folder  # noqa: E402
 
-SOURCES = (ROOT / "minivllm/models/wasm_model.c", ROOT / "minivllm/models/cpu_kernels.c")
+SOURCES = tuple(
+    ROOT / "minivllm" / "models" / name
+    for name in ("wasm_model.c", "cpu_kernels.c", "wasm_threads.c")
+)
 FLAGS = (
     "--target=wasm32-wasi",  # for the C library; nothing is imported
     "-mexec-model=reactor",
@@ -42,6 +45,19 @@ FLAGS = (
     "-s",
     "-Wl,--export=malloc",
     "-Wl,--export=free",
+)
+INITIAL_PAGES, MAX_PAGES = 512, 65535
+"""Of 64 KiB: the memory that worker.js makes for the module with threads."""
+THREAD_FLAGS = (
+    "-fopenmp",
+    "-matomics",
+    "-mbulk-memory",
+    "-Wno-deprecated-non-prototype",  # wasm_threads.c calls functions with any number of arguments
+    "-Wl,--import-memory",
+    "-Wl,--shared-memory",
+    f"-Wl,--initial-memory={INITIAL_PAGES << 16}",
+    f"-Wl,--max-memory={MAX_PAGES << 16}",
+    "-Wl,--export=__stack_pointer",
 )
 MODELS = {DEFAULT_MODEL: "smollm2-135m", SMALL_MODEL: SMALL_MODEL, "tiny-random": "tiny-random"}
 """What a page can load, by the name that `LLM` takes, and the files' name."""
@@ -71,20 +87,21 @@ class Tensor(NamedTuple):
     data: bytes
 
 
-def compile_kernels() -> bytes:
-    """`wasm_model.c` as WebAssembly.
+def compile_kernels(*, with_threads: bool = False) -> bytes:
+    """`wasm_model.c` as WebAssembly: by itself, or for a memory that threads share.
 
     Raises:
         RuntimeError: saying why it cannot be had.
     """
+    flags = FLAGS + THREAD_FLAGS if with_threads else FLAGS
     sources = b"".join(path.read_bytes() for path in SOURCES)
-    digest = hashlib.sha256(sources + " ".join(FLAGS).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(sources + " ".join(flags).encode()).hexdigest()[:16]
     kept = cache_folder() / f"wasm_model-{digest}.wasm"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = Path(folder) / "made.wasm"
-            command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, str(SOURCES[0]), "-o"]
+            command = [sys.executable, "-m", "ziglang", "cc", *flags, str(SOURCES[0]), "-o"]
             done = subprocess.run(
                 [*command, str(made)], capture_output=True, text=True, check=False
             )
@@ -191,7 +208,7 @@ def _floats(weights: Any) -> Iterator[Tensor]:
 
 
 def write_live_model(folder: Path) -> dict[str, Any]:
-    """Write the kernels and all models.
+    """Write the kernels, with threads and without, and all models.
 
     Returns:
         What a page has to know: the files' names and digests, by model; `choices`, those that a
@@ -200,10 +217,12 @@ def write_live_model(folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: saying why they cannot be had.
     """
-    kernels = compile_kernels()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "wasm_model.wasm").write_bytes(kernels)
-    models = {}
+    programs, models = {}, {}
+    for key, name in {"kernels": "wasm_model.wasm", "threads": "wasm_model_threads.wasm"}.items():
+        program = compile_kernels(with_threads=key == "threads")
+        (folder / name).write_bytes(program)
+        programs[key] = f"{name}?v={hashlib.sha256(program).hexdigest()[:8]}"
     for name, file in MODELS.items():
         try:
             made = model_folder(name, folder)
@@ -220,9 +239,8 @@ def write_live_model(folder: Path) -> dict[str, Any]:
             "size": contents["size"],
             "unpacked": sum(map(bytes_in_memory, contents["tensors"].values())),
         }
-    version = hashlib.sha256(kernels).hexdigest()[:8]
     choices = {"choices": CHOICES, "default": DEFAULT_MODEL, "small": SMALL_MODEL}
-    return {"kernels": f"wasm_model.wasm?v={version}", "files": models, **choices}
+    return {**programs, "files": models, **choices}
 
 
 if __name__ == "__main__":

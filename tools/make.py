@@ -56,7 +56,7 @@ TARGETS: dict[str, Target] = {
     "solutions": Target(("requirements",), (f"{NBVAL} solutions/ $GRADE_ARGS",)),
     "serve": Target(
         ("book",),
-        ("python -m http.server $PORT --bind 127.0.0.1 --directory _build/html",),
+        ("python tools/serve.py $PORT",),
     ),
     "live": Target(("book",), ("python tools/live.py $PORT $LIVE_ARGS",)),
     "zip": Target(("book",), ("python tools/offline_zip.py",)),

@@ -7,6 +7,11 @@
 #include "cpu_kernels.c"
 
 #define EXPORT(name) __attribute__((export_name(name)))
+#ifdef _OPENMP /* for a page that may have threads */
+#include "wasm_threads.c"
+#else
+EXPORT("num_threads") int num_threads(void) { return 1; }
+#endif
 
 /* --- weights --------------------------------------------------------------------------------------- */
 
@@ -101,7 +106,7 @@ int forward(float *hidden, const model *m, float *kv_cache, int num_blocks, cons
     int64_t half = (int64_t)num_blocks * m->block_size * m->num_kv_heads * m->dim;
     decode(hidden, m->layers, m->num_layers, m->of, scratch, kv_cache, half, m->cos, m->sin, positions, slots,
            owners, block_tables, table_width, rows, m->hidden_size, m->inner, m->num_heads,
-           m->num_kv_heads, m->dim, m->block_size, m->eps, m->scale, 1);
+           m->num_kv_heads, m->dim, m->block_size, m->eps, m->scale, num_threads());
     free(scratch);
     return 1;
 }
@@ -115,7 +120,7 @@ int compute_logits(float *logits, const model *m, const float *hidden, const int
         rms_norm(normed + i * m->hidden_size, hidden + rows[i] * m->hidden_size, m->norm, 1,
                  m->hidden_size, m->eps, 1);
     (m->of == BYTES ? linear_bytes : linear)(logits, normed, m->hidden_size, m->lm_head, count, m->vocab_size,
-                                             m->hidden_size, 0, 1);
+                                             m->hidden_size, 0, num_threads());
     free(normed);
     return 1;
 }

@@ -146,7 +146,8 @@ export class PagePython extends EventTarget {
   #modelOf(name) {
     const at = (path) => new URL(path, new URL(LIVE.models.folder, SCRIPT)).href;
     const { contents, size } = LIVE.models.files[name];
-    return { name, size, contents: at(contents), kernels: at(LIVE.models.kernels) };
+    const { kernels, threads } = LIVE.models;
+    return { name, size, contents: at(contents), kernels: at(kernels), threads: at(threads) };
   }
 
   /** A model will be needed: what the browser has kept of it is read while Python starts. */

@@ -65,19 +65,90 @@ const load = async ({ pyodide: folder, packages, archives = {}, models = {}, mod
 const CACHE = "minivllm-models";
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-/** The kernels of a model, in a memory of its own. */
-const makeMachine = async (url) => {
+/** An instance of a program that a site has, with its module. */
+const instantiate = async (url, imports) => {
   const response = await fetchFromNetwork(url);
   if (!response.ok) throw new Error(`The model's program could not be loaded: the server says ${response.status}.`);
+  const made = await WebAssembly.instantiate(await response.arrayBuffer(), imports);
+  made.instance.exports._initialize();
+  return made;
+};
+
+/** The kernels of a model, in a memory of its own: {exports, module}; no module, if it is for one thread. */
+const makeMachine = async ({ kernels, threads }) => {
+  const memory = sharedMemory();
+  if (memory) {
+    try {
+      const { module, instance } = await instantiate(threads, { env: { memory } });
+      return { exports: { ...instance.exports, memory }, module };
+    } catch {
+      // the other program needs less
+    }
+  }
   try {
-    const { instance } = await WebAssembly.instantiate(await response.arrayBuffer(), {});
-    instance.exports._initialize();
-    return instance.exports;
+    const { instance } = await instantiate(kernels, {});
+    return { exports: instance.exports, module: null };
   } catch (error) {
     if (!(error instanceof WebAssembly.CompileError)) throw error;
     throw new Error("This browser's WebAssembly has no SIMD, which the model needs: Chrome has it since 91, Firefox since 89, Safari since 16.4.");
   }
 };
+
+/* --- threads: Workers that compute with this one, where the page is cross-origin isolated ------------ */
+
+const MAX_THREADS = 4; // decoding waits for memory: more gain little, and the page needs a processor too
+const START_MS = 3000;
+const HELPER = `self.onmessage = ({ data: { module, memory, stack } }) => {
+  const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+  exports.__stack_pointer.value = stack;
+  self.postMessage("ready");
+  exports.help(); // for good
+};`;
+
+/** Memory for several threads, of pages as tools/live_model.py has them; null: there is but one. */
+const sharedMemory = () => {
+  if (!self.crossOriginIsolated || self.navigator.hardwareConcurrency < 2) return null;
+  for (const maximum of [65535, 32768, 16384]) {
+    try {
+      return new WebAssembly.Memory({ initial: 512, maximum, shared: true });
+    } catch {
+      // the browser has no room for so much: less, then
+    }
+  }
+  return null;
+};
+
+/** Start threads. A step counts those that have come; one that fails is missing, and nothing else. */
+const startHelpers = (module, exports) => {
+  const url = URL.createObjectURL(new Blob([HELPER], { type: "text/javascript" }));
+  const workers = [];
+  const starts = [];
+  for (let i = 1; i < Math.min(self.navigator.hardwareConcurrency, MAX_THREADS); i += 1) {
+    const stack = exports.new_stack();
+    if (!stack) break;
+    try {
+      const worker = new Worker(url);
+      workers.push(worker);
+      starts.push(
+        new Promise((resolve) => {
+          worker.onmessage = resolve;
+          worker.onerror = (event) => {
+            event.preventDefault();
+            resolve();
+          };
+        }),
+      );
+      worker.postMessage({ module, memory: exports.memory, stack });
+    } catch {
+      break; // no Worker in a Worker
+    }
+  }
+  const late = new Promise((resolve) => setTimeout(resolve, START_MS));
+  const ready = Promise.race([Promise.all(starts), late]).then(() => URL.revokeObjectURL(url));
+  return { ready, end: () => workers.forEach((worker) => worker.terminate()) };
+};
+
+/* --- files ---------------------------------------------------------------------------------------- */
 
 /** What the browser has kept of a file; null: nothing, or it keeps nothing. */
 const kept = async (url) => {
@@ -130,11 +201,12 @@ const hasDigest = async (bytes, sha256) => {
 };
 
 /** A model's program, its table of contents, and its weights if the browser has kept them. */
-const openModel = async ({ name, kernels, contents: url }, onPart = () => {}) => {
-  const [response, exports] = await Promise.all([fetchFromNetwork(url), makeMachine(kernels)]);
+const openModel = async ({ name, contents: url, ...programs }, onPart = () => {}) => {
+  const [response, { exports, module }] = await Promise.all([fetchFromNetwork(url), makeMachine(programs)]);
   if (!response.ok) throw new Error(`${name} could not be loaded: the server says ${response.status}.`);
   const contents = await response.text();
   const { file, size, sha256 } = JSON.parse(contents);
+  const helpers = module && startHelpers(module, exports); // they start while the weights come
   const weights = new URL(`${file}?v=${sha256.slice(0, 16)}`, url).href;
   let bytes = null;
   let verified = null;
@@ -144,7 +216,7 @@ const openModel = async ({ name, kernels, contents: url }, onPart = () => {}) =>
     verified = bytes && (await hasDigest(bytes, sha256));
     if (verified === false) bytes = null; // spoilt where it was kept: from the site, then
   }
-  return { name, exports, contents, size, sha256, weights, bytes, verified };
+  return { name, exports, helpers, contents, size, sha256, weights, bytes, verified };
 };
 
 /* Models that will be needed, by name: promises of what `openModel` gives. */
@@ -161,7 +233,16 @@ const loadModel = async (model, onPart) => {
   const opening = expected.get(model.name) ?? openModel(model, onPart);
   expected.delete(model.name); // if it fails, the next time begins anew
   const opened = await opening;
-  const { name, exports, contents, size, sha256, weights } = opened;
+  try {
+    return await takeModel(opened, onPart);
+  } catch (error) {
+    opened.helpers?.end();
+    throw error;
+  }
+};
+
+const takeModel = async (opened, onPart) => {
+  const { name, exports, helpers, contents, size, sha256, weights } = opened;
   let { bytes, verified } = opened;
   let words = "";
   if (!bytes) {
@@ -174,6 +255,7 @@ const loadModel = async (model, onPart) => {
     }
     words = (await keep(weights, bytes)) ?? "";
   }
+  await helpers?.ready;
   self.minivllmModels.set(name, { exports, contents, bytes, verified: verified === true });
   return words;
 };
