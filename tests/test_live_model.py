@@ -200,12 +200,12 @@ BROKEN = {
     ),
     "no shared memory": (
         "WebAssembly.Memory = new Proxy(WebAssembly.Memory, { construct(Real, [about]) {"
-        " if (about.shared) throw RangeError(); return new Real(about); } });",
+        " if (about.initial === 512) throw RangeError(); return new Real(about); } });",
         False,
     ),
     "another program": (
-        "const real = WebAssembly.instantiate; WebAssembly.instantiate = (bytes, imports) => imports"
-        "?.env?.memory ? Promise.reject(new WebAssembly.CompileError()) : real(bytes, imports);",
+        "const real = WebAssembly.instantiate; WebAssembly.instantiate = (bytes, imports) =>"
+        " imports?.env?.memory ? Promise.reject(Error()) : real(bytes, imports);",
         False,
     ),
 }

@@ -1,5 +1,5 @@
-"""Holds the page's kernels as JavaScript does in a page, but with wasmtime, or in Node.js where they
-have threads: for the tests."""
+"""Holds the page's kernels as JavaScript does in a page, for the tests: with wasmtime, and in Node.js
+the ones with threads."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python tools/serve.py [PORT [HOST]]
 
-In an isolated page a model computes on several threads, and a cell can be interrupted: browsers give
-memory that threads share to pages alone that keep other sites out.
+In an isolated page a model computes on several threads, and a cell can be interrupted: memory that
+threads share is for pages alone that keep other sites out.
 """
 
 from __future__ import annotations

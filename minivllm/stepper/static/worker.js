@@ -206,7 +206,6 @@ const openModel = async ({ name, contents: url, ...programs }, onPart = () => {}
   if (!response.ok) throw new Error(`${name} could not be loaded: the server says ${response.status}.`);
   const contents = await response.text();
   const { file, size, sha256 } = JSON.parse(contents);
-  const helpers = module && startHelpers(module, exports); // they start while the weights come
   const weights = new URL(`${file}?v=${sha256.slice(0, 16)}`, url).href;
   let bytes = null;
   let verified = null;
@@ -216,7 +215,7 @@ const openModel = async ({ name, contents: url, ...programs }, onPart = () => {}
     verified = bytes && (await hasDigest(bytes, sha256));
     if (verified === false) bytes = null; // spoilt where it was kept: from the site, then
   }
-  return { name, exports, helpers, contents, size, sha256, weights, bytes, verified };
+  return { name, exports, module, contents, size, sha256, weights, bytes, verified };
 };
 
 /* Models that will be needed, by name: promises of what `openModel` gives. */
@@ -233,16 +232,19 @@ const loadModel = async (model, onPart) => {
   const opening = expected.get(model.name) ?? openModel(model, onPart);
   expected.delete(model.name); // if it fails, the next time begins anew
   const opened = await opening;
+  const helpers = opened.module && startHelpers(opened.module, opened.exports); // while the weights come
   try {
-    return await takeModel(opened, onPart);
+    const words = await takeModel(opened, onPart);
+    await helpers?.ready;
+    return words;
   } catch (error) {
-    opened.helpers?.end();
+    helpers?.end();
     throw error;
   }
 };
 
 const takeModel = async (opened, onPart) => {
-  const { name, exports, helpers, contents, size, sha256, weights } = opened;
+  const { name, exports, contents, size, sha256, weights } = opened;
   let { bytes, verified } = opened;
   let words = "";
   if (!bytes) {
@@ -255,7 +257,6 @@ const takeModel = async (opened, onPart) => {
     }
     words = (await keep(weights, bytes)) ?? "";
   }
-  await helpers?.ready;
   self.minivllmModels.set(name, { exports, contents, bytes, verified: verified === true });
   return words;
 };
