@@ -35,10 +35,11 @@ llm = LLM("tiny-random", num_gpu_blocks=9, max_model_len=128)
 prompts = [{"prompt_token_ids": [(7 * i + j) % 900 + 3 for j in range(20 + i)]} for i in range(4)]
 greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 outputs = llm.generate(prompts, greedy, use_tqdm=False)
-print([[o.outputs[0].token_ids for o in outputs], llm.llm_engine.scheduler.stats.num_preemptions])
+engine = llm.llm_engine
+num_threads = engine.runner.machine.call("num_threads")
+tokens = [o.outputs[0].token_ids for o in outputs]
+print([tokens, engine.scheduler.stats.num_preemptions, num_threads])
 """
-THREADS = "print(llm.llm_engine.runner.machine.call('num_threads'))"
-"""After `TINY`."""
 CHAT = f"""\
 import time
 from minivllm import LLM, SamplingParams
@@ -85,10 +86,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(why)
     folder: Path = tmp_path_factory.mktemp("site")
     write_assets(folder / "_static")
-    (folder / "cells.html").write_text(page_of(TINY, CHAT, THREADS), encoding="utf-8")
+    (folder / "cells.html").write_text(page_of(TINY, CHAT), encoding="utf-8")
     cells = [
         {"type": "code", "source": code, "tags": [], "needs": "", "setup": ""}
-        for code in (TINY, CHAT, THREADS)
+        for code in (TINY, CHAT)
     ]
     (folder / "cells.json").write_text(json.dumps({"cells": cells, "metadata": {}}))
     return folder
@@ -171,18 +172,18 @@ def test_faults_get_a_sentence_and_then_an_engine_says_what_the_desktops_says(ce
         cells.route(file, fault)
         assert words in run(cells, 0)
         cells.unroute(file)
-    check_tokens(run(cells, 0))
-    assert int(run(cells, 2)) == 1
+    assert threads_of(run(cells, 0)) == 1
 
 
-def check_tokens(shown: str) -> None:
-    """What `TINY` shows is what the desktop's engine says."""
-    tokens, preemptions = json.loads(shown)
+def threads_of(shown: str) -> int:
+    """From what `TINY` shows; its tokens are those that the desktop's engine says."""
+    tokens, preemptions, num_threads = json.loads(shown)
     llm = build(max_model_len=128)
     prompts = [[(7 * i + j) % 900 + 3 for j in range(20 + i)] for i in range(4)]
     greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     assert tokens == token_ids(llm, [{"prompt_token_ids": ids} for ids in prompts], greedy)
     assert preemptions > 0
+    return int(num_threads)
 
 
 BROKEN = {
@@ -225,16 +226,14 @@ def test_an_isolated_page_has_threads_or_else_one_and_the_same_tokens(
     said: list[str] = []
     isolated.on("console", lambda message: said.append(message.text))
     isolated.route(WORKER, begin_with)
-    check_tokens(run(isolated, 0))
     cores = isolated.evaluate("() => navigator.hardwareConcurrency")
-    assert int(run(isolated, 2)) == (min(cores, 4) if has_threads else 1)
+    assert threads_of(run(isolated, 0)) == (min(cores, 4) if has_threads else 1)
     assert said == []
     assert isolated.locator(".mv-code-note").count() == 0
 
 
 def test_restarting_ends_the_threads(isolated: Page) -> None:
-    run(isolated, 0)
-    threads = int(run(isolated, 2))
+    threads = threads_of(run(isolated, 0))
     assert len(isolated.workers) == threads  # the first one runs Python
     isolated.evaluate("() => window.minivllmPython.kill('restarted')")
     for _ in range(100):
@@ -242,8 +241,7 @@ def test_restarting_ends_the_threads(isolated: Page) -> None:
             break
         isolated.wait_for_timeout(100)
     assert not isolated.workers
-    check_tokens(run(isolated, 0))
-    assert len(isolated.workers) == threads
+    assert threads_of(run(isolated, 0)) == len(isolated.workers) == threads
 
 
 def test_a_model_that_does_not_load_leaves_no_threads(isolated: Page) -> None:
@@ -252,9 +250,9 @@ def test_a_model_that_does_not_load_leaves_no_threads(isolated: Page) -> None:
     for _ in range(3):
         assert "Loading tiny-random stopped" in run(isolated, 0)
     isolated.unroute(file)
-    check_tokens(run(isolated, 0))
+    threads = threads_of(run(isolated, 0))
     isolated.wait_for_timeout(3000)  # for those that are ending
-    assert len(isolated.workers) == int(run(isolated, 2))
+    assert len(isolated.workers) == threads
 
 
 WORKER = "**/_static/stepper/worker.js*"
